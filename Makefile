@@ -1,0 +1,45 @@
+# One word per job. `make test` and `make demo` set everything up from a fresh clone; a second run does not reinstall.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH := torch==2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install test check format demo serve clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create the virtual environment and install everything at exact versions
+
+# Two steps, in this order: docs/decisions/0001-lift-upstream-pins.md says why.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Duologue needs Python 3.11 or newer; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	$(PIP) install --no-deps -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test: $(STAMP) ## run the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite files in the house format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+demo: $(STAMP) ## hold a spoken conversation with the embedded model, without a microphone
+	$(BIN)/python -m client.demo $(ARGS)
+
+serve: $(STAMP) ## start the server on http://127.0.0.1:8998
+	$(BIN)/duologue-server $(ARGS)
+
+clean: ## remove the virtual environment and everything that was generated
+	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
