@@ -1,0 +1,321 @@
+"""The engine: a fixed number of slots, each a live conversation with the model, stepped together.
+
+This is the only door to everything that touches the model. It owns which slots are open and the order of one
+frame's work; what each part does is in the files beside it. It knows nothing of sockets, clocks or journals.
+
+Reference for its numbers. With one slot, greedy, the tokens are those of the `moshi` package driven as its own
+server drives it: `MimiModel` and `LMGen(use_sampling=False)`, both streaming at batch 1; for the first frame
+`mimi.encode`, then `mimi.reset_streaming()`; for every frame `lm_gen.step(codes)`; `mimi.decode` of what comes
+out. So the first frame after `open` is not heard (it only starts the model), and what a step returns is the
+frame `delay_frames` before the one it computes.
+
+Low-order bits of a product of matrices can depend on how many rows it has and on which of them one looks at.
+A row therefore computes in its own slot, at one fixed width, whatever the others do; another slot or another
+number of slots gives the same tokens except where two logits are equal to about seven digits.
+"""
+
+import secrets
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+import torch
+from moshi.utils.compile import no_compile
+from numpy.typing import NDArray
+from torch import Tensor
+
+from server.engine.checkpoint import Checkpoint, load_checkpoint
+from server.engine.codec import StreamingCodec
+from server.engine.columns import TokenColumns
+from server.engine.language import DepthStep, TemporalStep
+from server.engine.params import SamplingParams
+from server.engine.sampling import RowSampling
+from server.errors import AdapterError, EngineError, FrameError, SlotError
+
+__all__ = ["Engine", "FrameOutput"]
+
+_SEED_BITS = 63
+_LOUDEST = 16.0
+"""Samples are meant to lie within -1 and 1; beyond this the sender is broken, not loud."""
+_WARM_UP_FRAMES = 4
+_MOST_SLOTS = 4096
+
+
+class FrameOutput(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What one step gave, one row per slot. All tensors are on the CPU and belong to the caller.
+
+    A row has nothing out when it was not active, and during its first `delay_frames` steps.
+    """
+
+    pcm: Tensor
+    """float32 `[slots, frame_size]`: the model's sound; zeros where nothing is out."""
+    text: Tensor
+    """int64 `[slots]`: the model's text token of the same frame; -2 where nothing is out."""
+    tokens: Tensor
+    """int64 `[slots, 1 + dep_q + user codebooks]`: text, model audio and user audio of one frame, aligned as
+    `LMModel.forward` takes them; -2 where nothing is out."""
+    logprob: Tensor
+    """float32 `[slots]`: natural log-softmax of `text`'s token, in fp32, before temperature, top-k, padding
+    bonus and penalties; NaN where nothing is out."""
+    damaged: Tensor
+    """bool `[slots]`: the frame given to this active row was not sound (NaN, infinite, or beyond 16 times full
+    scale) and was heard as silence."""
+
+
+class Engine:
+    """A model and its slots. Not thread-safe: one thread at a time calls `open`, `step` and `close`.
+
+    Made by `load`. The slots' state lives in the model's modules, so a model belongs to one engine.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, slots: int, device: torch.device) -> None:
+        lm, mimi = checkpoint.lm, checkpoint.mimi
+        self._checkpoint = checkpoint
+        self._slots = slots
+        self._open = [False] * slots
+        self._user_codebooks: int = lm.n_q - lm.dep_q
+        with torch.inference_mode():
+            self._codec = StreamingCodec(mimi, slots)
+            self._temporal = TemporalStep(lm, slots)
+            self._depth = DepthStep(lm)
+            self._columns = TokenColumns(
+                rows=slots,
+                delays=lm.delays,
+                dep_q=lm.dep_q,
+                text_start=lm.text_initial_token_id,
+                audio_start=lm.initial_token_id,
+                device=device,
+            )
+            self._sampling = RowSampling(
+                rows=slots,
+                text_card=lm.text_linear.out_features,
+                dep_q=lm.dep_q,
+                card=lm.card,
+                padding_ids=(lm.text_padding_token_id, lm.end_of_text_padding_id),
+                device=device,
+            )
+        self._device = device
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, *, slots: int = 8, device: str = "auto") -> Self:
+        """Load "mini", a folder, or "hf:owner/name", with room for `slots` conversations at once.
+
+        `device` is "cpu", "cuda", "cuda:N" or "auto" (a GPU where there is one). The language model runs in
+        float32 on a CPU and in bfloat16 on a GPU; the codec always in float32. Nothing is downloaded except
+        for "hf:". Raises `CheckpointError`, and `EngineError` for a bad `slots` or `device`.
+        """
+        if not _is_whole(slots, 1, _MOST_SLOTS):
+            raise EngineError(got=f"slots = {slots!r}", expected=f"1 to {_MOST_SLOTS}", remedy="try slots=8")
+        place = _device(device)
+        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+        return cls(load_checkpoint(checkpoint, device=place, dtype=dtype), slots=slots, device=place)
+
+    @property
+    def checkpoint(self) -> str:
+        """What `load` was asked for."""
+        return self._checkpoint.name
+
+    @property
+    def device(self) -> str:
+        """Where the model runs, for example "cpu" or "cuda:0"."""
+        return str(self._device)
+
+    @property
+    def slots(self) -> int:
+        """How many conversations fit."""
+        return self._slots
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second (Hz), in and out."""
+        return int(self._checkpoint.mimi.sample_rate)
+
+    @property
+    def frame_size(self) -> int:
+        """Samples in one frame."""
+        return int(self._checkpoint.mimi.frame_size)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second (Hz)."""
+        return float(self._checkpoint.mimi.frame_rate)
+
+    @property
+    def delay_frames(self) -> int:
+        """How many frames a step's output is behind the step: the largest codebook delay."""
+        return int(max(self._checkpoint.lm.delays))
+
+    @property
+    def context_frames(self) -> int:
+        """How many past frames the model attends to; a conversation may be longer."""
+        return int(self._checkpoint.lm.context)
+
+    @property
+    def model_codebooks(self) -> int:
+        """Audio codebooks of the model's side (`dep_q`)."""
+        return int(self._checkpoint.lm.dep_q)
+
+    @property
+    def user_codebooks(self) -> int:
+        """Audio codebooks of the user's side."""
+        return self._user_codebooks
+
+    @property
+    def text_padding_id(self) -> int:
+        """The text token that says nothing."""
+        return int(self._checkpoint.lm.text_padding_token_id)
+
+    @property
+    def end_of_text_padding_id(self) -> int:
+        """The text token that ends a stretch of padding; it says nothing either."""
+        return int(self._checkpoint.lm.end_of_text_padding_id)
+
+    @property
+    def text_tokenizer(self) -> Any:
+        """The checkpoint's `sentencepiece.SentencePieceProcessor`."""
+        return self._checkpoint.text_tokenizer
+
+    @property
+    def open_slots(self) -> tuple[int, ...]:
+        """The slots that are open, ascending."""
+        return tuple(slot for slot, is_open in enumerate(self._open) if is_open)
+
+    def open(
+        self,
+        slot: int,
+        params: SamplingParams | None = None,
+        adapter: int | None = None,
+        seed: int | None = None,
+    ) -> int:
+        """Start a conversation in a closed slot, with no memory of the last one there.
+
+        `seed` is 0 to 2**63 - 1; None draws one. Returns the seed in use, for the journal: with the same seed,
+        parameters and sound the slot says the same again. `adapter` is kept for adapters and must be None.
+        Raises `SlotError`, `AdapterError`, or `EngineError` for a bad seed.
+        """
+        self._check_slot(slot, must_be_open=False)
+        if adapter is not None:
+            raise AdapterError(adapter, expected="None: no adapter is loaded", remedy="open the slot without one")
+        seed = secrets.randbits(_SEED_BITS) if seed is None else _checked_seed(seed)
+        row_B = torch.arange(self._slots) == slot
+        with torch.inference_mode():
+            self._codec.reset(row_B)
+            self._temporal.reset(row_B)
+            self._columns.reset(row_B)
+            self._sampling.set(slot, params or SamplingParams(), seed)
+        self._open[slot] = True
+        return seed
+
+    def close(self, slot: int) -> None:
+        """End the conversation in an open slot. Raises `SlotError`."""
+        self._check_slot(slot, must_be_open=True)
+        with torch.inference_mode():
+            self._sampling.clear(slot)
+        self._open[slot] = False
+
+    def step(self, pcm: Tensor | NDArray[np.float32], active: Tensor | NDArray[np.bool_]) -> FrameOutput:
+        """Hear and speak one frame in every active slot; the others do not move.
+
+        `pcm` is float32 `[slots, frame_size]`, of which only active rows are read, and `active` bool `[slots]`;
+        both may be arrays or CPU tensors and are left as they are. A frame that is not sound is heard as
+        silence (see `FrameOutput.damaged`): it harms neither its own row nor another.
+        Raises `FrameError` for a wrong shape or type and `SlotError` when a closed slot is active.
+        """
+        pcm_BS = _checked("pcm", pcm, torch.float32, (self._slots, self.frame_size))
+        moving_B = _checked("active", active, torch.bool, (self._slots,))
+        for slot in moving_B.nonzero()[:, 0].tolist():
+            self._check_slot(slot, must_be_open=True)
+        torch.set_flush_denormal(True)  # per thread, and denormals make convolutions many times slower
+        with torch.inference_mode(), no_compile():
+            sound_B = pcm_BS.abs().amax(dim=1) <= _LOUDEST  # False for NaN
+            heard_BS = pcm_BS.masked_fill(~(moving_B & sound_B)[:, None], 0.0)
+            tokens, logprob, spoken = self._advance(heard_BS.to(self._device), moving_B)
+        # Tensors made in inference mode refuse later writes; their copies are ordinary ones.
+        tokens = tokens.cpu().clone()
+        return FrameOutput(
+            pcm=spoken.cpu().clone(),
+            text=tokens[:, 0],
+            tokens=tokens,
+            logprob=logprob.cpu().clone(),
+            damaged=moving_B & ~sound_B,
+        )
+
+    def warm_up(self, frames: int = _WARM_UP_FRAMES) -> None:
+        """Run a few frames of silence in every slot, so that the first caller's are as fast as the rest.
+
+        Raises `SlotError` when a slot is open.
+        """
+        for slot in range(self._slots):
+            self._check_slot(slot, must_be_open=False)
+        for slot in range(self._slots):
+            self.open(slot, seed=0)
+        silence = torch.zeros(self._slots, self.frame_size)
+        everyone = torch.ones(self._slots, dtype=torch.bool)
+        for _ in range(frames):
+            self.step(silence, everyone)
+        for slot in range(self._slots):
+            self.close(slot)
+
+    def _advance(self, pcm_BS: Tensor, moving_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One frame's work. Returns the complete column, its text's log-probability, and its sound."""
+        columns, sampling = self._columns, self._sampling
+        user = self._codec.encode(pcm_BS, columns.hears(moving_B))[:, : self._user_codebooks]
+        columns.hear(user, moving_B)
+        sampling.begin_frame(columns.step_B)
+        hidden, logits = self._temporal(columns.next_input(moving_B), moving_B)
+        text, text_logprob = sampling.pick_text(logits)
+        audio = self._depth(text, hidden, sampling.pick_audio)
+        sampling.remember(text, moving_B)
+        columns.speak(text, audio, text_logprob, moving_B)
+        tokens, logprob, out_B = columns.complete(moving_B)
+        return tokens, logprob, self._codec.decode(tokens[:, 1 : 1 + self.model_codebooks], out_B)
+
+    def _check_slot(self, slot: int, *, must_be_open: bool) -> None:
+        if not _is_whole(slot, 0, self._slots - 1):
+            raise SlotError(
+                slot, got=f"slot {slot!r}", expected=f"0 to {self._slots - 1}", remedy="load with more slots"
+            )
+        if self._open[slot] != must_be_open:
+            states = ("closed", "open")
+            raise SlotError(
+                slot,
+                got=f"slot {slot}, which is {states[not must_be_open]}",
+                expected=f"one that is {states[must_be_open]}",
+                remedy=f"{'open' if must_be_open else 'close'} it first",
+            )
+
+
+def _device(name: str) -> torch.device:
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        return torch.empty(0, device=chosen).device
+    except (RuntimeError, AssertionError) as error:
+        raise EngineError(
+            got=f"device {name!r}, which cannot be used ({error})",
+            expected='"auto", "cpu", "cuda" or "cuda:N"',
+            remedy='"cpu" works everywhere',
+        ) from error
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _checked_seed(seed: int) -> int:
+    if not _is_whole(seed, 0, 2**_SEED_BITS - 1):
+        raise EngineError(
+            got=f"seed = {seed!r}", expected=f"a whole number from 0 to 2**{_SEED_BITS} - 1", remedy="or leave it out"
+        )
+    return seed
+
+
+def _checked(argument: str, value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    tensor = torch.tensor(value) if isinstance(value, np.ndarray) else value
+    if not isinstance(tensor, Tensor):
+        got = f"a {type(value).__name__}"
+    elif tensor.dtype != dtype or tuple(tensor.shape) != shape:
+        got = f"{tensor.dtype} {list(tensor.shape)}"
+    else:
+        return tensor.cpu()
+    raise FrameError(argument, got=got, expected=f"{dtype} {list(shape)}", remedy="send one row per slot")

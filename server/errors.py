@@ -1,0 +1,165 @@
+"""Every error Duologue raises on purpose, in one tree.
+
+An error says what was got, what was expected and what to do, and carries the same as fields, so that a
+handler never has to read the sentence. This module imports nothing of ours.
+"""
+
+from pathlib import Path
+
+__all__ = [
+    "AdapterError",
+    "AudioFormatError",
+    "CheckpointError",
+    "ConfigError",
+    "DrainingError",
+    "DuologueError",
+    "EngineError",
+    "FrameError",
+    "FullError",
+    "ParameterError",
+    "RefusalError",
+    "SamplingError",
+    "ServerFailedError",
+    "SlotError",
+]
+
+
+class DuologueError(Exception):
+    """Root of the tree.
+
+    `got`, `expected` and `remedy` are plain sentences' parts without a full stop; the message joins them.
+    """
+
+    def __init__(self, *, got: str, expected: str, remedy: str) -> None:
+        super().__init__(f"got {got}; expected {expected}; {remedy}")
+        self.got = got
+        self.expected = expected
+        self.remedy = remedy
+
+
+class EngineError(DuologueError):
+    """Anything the engine refuses. The engine has not moved when it raises one."""
+
+
+class CheckpointError(EngineError):
+    """A checkpoint that is missing, incomplete, unsafe to read or not a dialogue model. `path` says which."""
+
+    def __init__(self, path: Path | str, *, got: str, expected: str, remedy: str) -> None:
+        super().__init__(got=f"{got} in {path}", expected=expected, remedy=remedy)
+        self.path = str(path)
+
+
+class SlotError(EngineError):
+    """A slot that does not exist, is open when it must be closed, or closed when it must be open."""
+
+    def __init__(self, slot: int, *, got: str, expected: str, remedy: str) -> None:
+        super().__init__(got=got, expected=expected, remedy=remedy)
+        self.slot = slot
+
+
+class FrameError(EngineError):
+    """A batch of sound or an activity mask of the wrong shape or type. `argument` names it."""
+
+    def __init__(self, argument: str, *, got: str, expected: str, remedy: str) -> None:
+        super().__init__(got=f"{argument} = {got}", expected=expected, remedy=remedy)
+        self.argument = argument
+
+
+class SamplingError(EngineError, ValueError):
+    """A sampling parameter outside its range. `field` and `value` say which.
+
+    It is a `ValueError` too, so that `msgspec` reports it as a validation error of the message it decodes.
+    """
+
+    def __init__(self, field: str, value: object, *, expected: str) -> None:
+        super().__init__(got=f"{field} = {value!r}", expected=expected, remedy=f"leave {field} out for its default")
+        self.field = field
+        self.value = value
+
+
+class AdapterError(EngineError):
+    """An adapter that the engine does not hold."""
+
+    def __init__(self, adapter: object, *, expected: str, remedy: str) -> None:
+        super().__init__(got=f"adapter = {adapter!r}", expected=expected, remedy=remedy)
+        self.adapter = adapter
+
+
+class ConfigError(DuologueError):
+    """A setting that is unknown or out of range. `name` says which, `got` also where it came from."""
+
+    def __init__(self, name: str, *, got: str, expected: str) -> None:
+        super().__init__(got=f"{name} = {got}", expected=expected, remedy=f"correct {name} or leave it out")
+        self.name = name
+
+
+class RefusalError(DuologueError):
+    """A caller who cannot be served. The sentence goes out as `05`, then the socket closes with `close_code`."""
+
+    close_code = 1011
+    reason = "error"
+
+
+class ParameterError(RefusalError):
+    """A query parameter with a bad value. `name` says which."""
+
+    close_code = 4400
+    reason = "bad_parameter"
+
+    def __init__(self, name: str, value: str, *, expected: str) -> None:
+        super().__init__(got=f"{name} = {value[:80]!r}", expected=expected, remedy=f"leave {name} out for its default")
+        self.name = name
+
+
+class AudioFormatError(RefusalError):
+    """Bytes in an `01` that are not an Ogg/Opus stream."""
+
+    close_code = 4400
+    reason = "bad_audio"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            got=f"audio that cannot be decoded ({problem})",
+            expected="one Ogg/Opus stream, mono, whose bytes follow each other in 01 messages",
+            remedy="start a new call with a new stream",
+        )
+
+
+class FullError(RefusalError):
+    """All slots are taken and so many callers wait that no more may."""
+
+    close_code = 4429
+    reason = "full"
+
+    def __init__(self, slots: int, waiting: int) -> None:
+        super().__init__(
+            got=f"a call while {slots} are served and {waiting} wait",
+            expected="a free place in the queue",
+            remedy="call again in a minute",
+        )
+
+
+class DrainingError(RefusalError):
+    """The server is about to stop and takes no more calls."""
+
+    close_code = 4429
+    reason = "draining"
+
+    def __init__(self) -> None:
+        super().__init__(
+            got="a call while the server stops", expected="a server that stays", remedy="call again in a minute"
+        )
+
+
+class ServerFailedError(RefusalError):
+    """The engine has failed or never came up; nobody can be served until a restart."""
+
+    close_code = 1011
+    reason = "failed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            got="a call after the model had failed",
+            expected="a running model",
+            remedy="tell the operator to read the server's log and restart it",
+        )
