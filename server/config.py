@@ -1,0 +1,144 @@
+"""How a server is set up: one frozen struct, filled from defaults, a TOML file, the environment and flags.
+
+Later sources win, field by field. This file knows nothing of what the fields do.
+"""
+
+import argparse
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from server.errors import ConfigError
+
+__all__ = ["ENVIRONMENT_PREFIX", "EXPECTED", "ServerConfig", "build_parser", "load_config"]
+
+ENVIRONMENT_PREFIX: Final = "DUOLOGUE_"
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything an operator can set. Units are in the names."""
+
+    checkpoint: str = "mini"
+    """`mini`, a folder, or `hf:owner/name`."""
+    slots: Annotated[int, Meta(ge=1)] | Literal["auto"] = "auto"
+    """Callers served at once. `auto`: 4 on a CPU, 32 on a GPU."""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8998
+    """0 lets the system choose; the log then says which."""
+    data_dir: Path = Path("data")
+    """Where durable files go. This version writes none."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    max_waiting: Annotated[int, Meta(ge=0)] = 16
+    """Callers that may wait for a slot; the next one is refused."""
+    keepalive_s: Annotated[float, Meta(gt=0, le=8)] = 4.0
+    """Longest silence towards a client. The stock page hangs up after 10 s."""
+    heartbeat_s: Annotated[float, Meta(gt=0, le=13)] = 10.0
+    """A peer that sends nothing for so long is pinged, and given half as long again to answer."""
+    max_message_bytes: Annotated[int, Meta(ge=4096)] = 1_048_576
+    """A longer WebSocket message closes the connection with 1009."""
+    send_buffer_bytes: Annotated[int, Meta(ge=4096)] = 16_384
+    """Bytes that may wait in the process, and again in the kernel, for a slow reader; sound beyond is dropped."""
+
+    inbox_ms: Annotated[int, Meta(ge=160)] = 2000
+    """A caller's sound that may wait for the model. When it is full, all but the newest quarter is skipped."""
+    outbox_ms: Annotated[int, Meta(ge=160)] = 2000
+    """Reply sound that may wait for a slow socket. When it is full, the oldest frame is dropped."""
+    max_speed: Annotated[float, Meta(ge=1)] = 2.0
+    """How many times real time one caller may be served: bounds catching up, and `duologue say --speed`."""
+    stats_interval_s: Annotated[float, Meta(gt=0)] = 1.0
+    """Shortest time between two `stats` messages to one caller."""
+    drain_s: Annotated[float, Meta(ge=0)] = 30.0
+    """After SIGTERM, running calls go on for so long."""
+
+
+_FLAGS: Final = ("checkpoint", "slots", "host", "port", "data_dir", "device", "max_speed")
+
+EXPECTED: Final = {
+    "checkpoint": "mini, a folder, or hf:owner/name",
+    "slots": "a number of callers served at once, or auto",
+    "device": "auto, cpu or cuda",
+    "host": "an address to listen on",
+    "port": "a port from 0 to 65535, where 0 lets the system choose",
+    "data_dir": "a folder for durable files",
+    "log_level": "debug, info, warning or error",
+    "max_waiting": "a whole number of callers from 0",
+    "keepalive_s": "more than 0 and at most 8 seconds",
+    "heartbeat_s": "more than 0 and at most 13 seconds",
+    "max_message_bytes": "a whole number of bytes from 4096",
+    "send_buffer_bytes": "a whole number of bytes from 4096",
+    "inbox_ms": "a whole number of milliseconds from 160",
+    "outbox_ms": "a whole number of milliseconds from 160",
+    "max_speed": "a multiple of real time from 1",
+    "stats_interval_s": "more than 0 seconds",
+    "drain_s": "0 seconds or more",
+}
+"""What each field takes, in words: for refusals and for `--help`."""
+
+
+def load_config(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> ServerConfig:
+    """Read flags, then the file that `--config` or `DUOLOGUE_CONFIG` names, then the environment.
+
+    Raises `ConfigError` with the name, the value and its source for anything unknown or out of range;
+    wrong flags end the program as `argparse` does.
+    """
+    flags = {name: value for name, value in vars(build_parser().parse_args(arguments)).items() if value is not None}
+    path = flags.pop("config", None) or environment.get(ENVIRONMENT_PREFIX + "CONFIG")
+    sources = [
+        (f"the file {path}", _read_file(Path(path)) if path else {}),
+        ("the environment", _read_environment(environment)),
+        ("the flags", flags),
+    ]
+    values: dict[str, Any] = {}
+    for source, fields in sources:
+        _check(source, fields)
+        values |= fields
+    return msgspec.convert(values, ServerConfig, strict=False)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of `duologue-server`. Every flag is optional and has the name of its field."""
+    parser = argparse.ArgumentParser(
+        prog="duologue-server",
+        description="Serve a full-duplex speech dialogue model to many callers.",
+        epilog="Every field of the configuration can be set in a TOML file and as DUOLOGUE_<FIELD>.",
+    )
+    for name in _FLAGS:
+        parser.add_argument("--" + name.replace("_", "-"), help=EXPECTED[name])
+    parser.add_argument("--config", help="TOML file; environment and flags win over it")
+    return parser
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise ConfigError(
+            "config", got=f"{path}, which cannot be read ({problem.strerror})", expected="a TOML file"
+        ) from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigError("config", got=f"{path} with a mistake ({problem})", expected="a TOML file") from problem
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    known = {ENVIRONMENT_PREFIX + name.upper(): name for name in ServerConfig.__struct_fields__}
+    return {known[key]: value for key, value in environment.items() if key in known}
+
+
+def _check(source: str, fields: Mapping[str, Any]) -> None:
+    """Convert one source alone, so that a mistake is reported with the place it came from."""
+    for name, value in fields.items():
+        if name not in ServerConfig.__struct_fields__:
+            known = ", ".join(ServerConfig.__struct_fields__)
+            raise ConfigError(name, got=f"an unknown name in {source}", expected=f"one of {known}")
+        try:
+            msgspec.convert({name: value}, ServerConfig, strict=False)
+        except msgspec.ValidationError as problem:
+            raise ConfigError(name, got=f"{value!r} in {source}", expected=EXPECTED[name]) from problem
