@@ -40,7 +40,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Callers that may wait for a slot; the next one is refused."""
     keepalive_s: Annotated[float, Meta(gt=0, le=8)] = 4.0
     """Longest silence towards a client. The stock page hangs up after 10 s."""
-    heartbeat_s: Annotated[float, Meta(gt=0, le=13)] = 10.0
+    heartbeat_s: Annotated[float, Meta(gt=0, le=12)] = 10.0
     """A peer that sends nothing for so long is pinged, and given half as long again to answer."""
     max_message_bytes: Annotated[int, Meta(ge=4096)] = 1_048_576
     """A longer WebSocket message closes the connection with 1009."""
@@ -71,7 +71,7 @@ EXPECTED: Final = {
     "log_level": "debug, info, warning or error",
     "max_waiting": "a whole number of callers from 0",
     "keepalive_s": "more than 0 and at most 8 seconds",
-    "heartbeat_s": "more than 0 and at most 13 seconds",
+    "heartbeat_s": "more than 0 and at most 12 seconds",
     "max_message_bytes": "a whole number of bytes from 4096",
     "send_buffer_bytes": "a whole number of bytes from 4096",
     "inbox_ms": "a whole number of milliseconds from 160",

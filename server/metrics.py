@@ -1,0 +1,157 @@
+"""The numbers the server shows to Prometheus. Every label is a closed set, and none names a caller.
+
+Each server has a registry of its own, so that tests can run several in one process.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["UNITS", "EndReason", "FrameResult", "IgnoredMessage", "Metrics", "Rejection", "Stage"]
+
+_PREFIX: Final = "duologue"
+_TICK_BUCKETS_S: Final = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.16)
+
+UNITS: Final = {
+    "duologue_tick_duration_seconds": "seconds",
+    "duologue_tick_overrun": "steps",
+    "duologue_frames": "frames",
+    "duologue_sessions_active": "sessions",
+    "duologue_sessions_waiting": "sessions",
+    "duologue_sessions": "sessions",
+    "duologue_slots_total": "slots",
+    "duologue_admission_rejected": "calls",
+    "duologue_messages_ignored": "messages",
+    "duologue_build_info": "none, always 1",
+}
+"""The unit of every metric, by the name of its family."""
+
+
+class Stage(StrEnum):
+    """Where a frame's time goes. All start and end on one monotonic clock."""
+
+    INGEST = "ingest"
+    """Frame complete in the inbox, until the step that takes it begins."""
+    STEP = "step"
+    """The engine's step, once for all rows in it."""
+    EMIT = "emit"
+    """Step done, until the reply is Opus and about to be written to the socket."""
+    TOTAL = "total"
+    """Frame complete in the inbox, until its reply is about to be written to the socket."""
+
+
+class FrameResult(StrEnum):
+    """What became of a frame."""
+
+    ON_TIME = "on_time"
+    """Answered within one frame's time."""
+    LATE = "late"
+    """Answered later than that."""
+    DROPPED = "dropped"
+    """Reply sound thrown away because the caller's socket was slow."""
+    SKIPPED = "skipped"
+    """Caller's sound thrown away because it came faster than it could be heard."""
+
+
+class EndReason(StrEnum):
+    """Why a call ended."""
+
+    HANG_UP = "hang_up"
+    LOST = "lost"
+    BAD_AUDIO = "bad_audio"
+    TOO_BIG = "too_big"
+    DRAINED = "drained"
+    FAILED = "failed"
+
+
+class Rejection(StrEnum):
+    """Why a caller got no slot."""
+
+    BAD_PARAMETER = "bad_parameter"
+    FULL = "full"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class IgnoredMessage(StrEnum):
+    """Messages that are legal, and that nothing is done about."""
+
+    TEXT_FRAME = "text_frame"
+    EMPTY = "empty"
+    KIND = "kind"
+    METADATA = "metadata"
+
+
+class Metrics:
+    """All metrics of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._tick = Histogram(
+            "tick_duration_seconds",
+            "Time of one frame's way through the server, by stage, in seconds.",
+            ["stage"],
+            namespace=_PREFIX,
+            registry=self.registry,
+            buckets=_TICK_BUCKETS_S,
+        )
+        self._frames = self._counter("frames", "Frames by what became of them.", "result")
+        self._ended = self._counter("sessions", "Calls that had a slot and ended, by reason.", "end_reason")
+        self._rejected = self._counter("admission_rejected", "Callers who got no slot, by reason.", "reason")
+        self._ignored = self._counter("messages_ignored", "Messages nothing was done about, by kind.", "kind")
+        self.overruns = Counter(
+            "tick_overrun", "Steps that took longer than one frame's time.", namespace=_PREFIX, registry=self.registry
+        )
+        self.active = self._gauge("sessions_active", "Calls that have a slot now.")
+        self.waiting = self._gauge("sessions_waiting", "Callers in the queue now.")
+        self.slots = self._gauge("slots_total", "Slots of the engine; 0 until the model is loaded.")
+        self._build = Gauge(
+            "build_info", "Always 1; the labels are versions.", ["version"], namespace=_PREFIX, registry=self.registry
+        )
+        for labelled, values in self._closed_labels():
+            for value in values:
+                labelled.labels(value)
+
+    def observe(self, stage: Stage, seconds: float) -> None:
+        """Record the time of one stage of one frame, or of one step."""
+        self._tick.labels(stage).observe(seconds)
+
+    def count_frames(self, result: FrameResult, frames: int = 1) -> None:
+        """Count frames by what became of them."""
+        self._frames.labels(result).inc(frames)
+
+    def count_end(self, reason: EndReason) -> None:
+        """Count a call that is over."""
+        self._ended.labels(reason).inc()
+
+    def count_rejection(self, reason: Rejection) -> None:
+        """Count a caller who got no slot."""
+        self._rejected.labels(reason).inc()
+
+    def count_ignored(self, kind: IgnoredMessage) -> None:
+        """Count a message nothing was done about."""
+        self._ignored.labels(kind).inc()
+
+    def set_version(self, version: str) -> None:
+        """Show the version of this program."""
+        self._build.labels(version).set(1)
+
+    def expose(self) -> bytes:
+        """Give everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, what: str, label: str) -> Counter:
+        return Counter(name, what, [label], namespace=_PREFIX, registry=self.registry)
+
+    def _gauge(self, name: str, what: str) -> Gauge:
+        return Gauge(name, what, namespace=_PREFIX, registry=self.registry)
+
+    def _closed_labels(self) -> Iterator[tuple[Counter | Histogram, type[StrEnum]]]:
+        """Pair each labelled metric with its closed set; all children exist from the start, at 0."""
+        yield self._tick, Stage
+        yield self._frames, FrameResult
+        yield self._ended, EndReason
+        yield self._rejected, Rejection
+        yield self._ignored, IgnoredMessage

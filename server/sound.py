@@ -1,0 +1,137 @@
+"""Sound on its way in and out: Ogg/Opus bytes to whole frames, and frames to Ogg/Opus bytes.
+
+This file knows sample rates and the `sphn` package's limits. It knows nothing of sockets, callers or models.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import sphn
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from server.errors import AudioFormatError
+from server.protocol import WIRE_SAMPLE_RATE_HZ
+
+__all__ = ["OPUS_RATES_HZ", "Frame", "Resampler", "SoundReader", "SoundWriter"]
+
+Frame = NDArray[np.float32]
+"""Mono samples between -1 and 1, float32 `[frame_size]`."""
+
+OPUS_RATES_HZ: Final = (8_000, 12_000, 16_000, 24_000, 48_000)
+
+_SLICE_BYTES: Final = 512
+"""sphn 0.2.1 refuses to decode more than 120,000 samples in one call. 512 bytes of the thinnest one-packet pages
+(31 bytes, 120 ms at 24 kHz) are 46,080; a stream that gets beyond it in one slice is no speech."""
+
+_LONGEST_HEAD: Final = 27 + 255 + 19
+_TAPS_PER_PHASE: Final = 24
+
+
+class SoundReader:
+    """The caller's stream, decoded at the model's rate and cut into frames.
+
+    Opus decodes at any of `OPUS_RATES_HZ`, so what the sender's `OpusHead` says of its own rate does not matter,
+    and two channels come out as their mean.
+    """
+
+    def __init__(self, *, sample_rate: int, frame_size: int) -> None:
+        self._decoder = sphn.OpusStreamReader(sample_rate)
+        self._frame_size = frame_size
+        self._rest: Frame = np.zeros(0, np.float32)
+        self._head = b""
+
+    def feed(self, ogg: bytes) -> Iterator[Frame]:
+        """Give the frames that these bytes complete. The bytes may be none, headers only, or several pages.
+
+        Raises `AudioFormatError`; the reader cannot be used after it.
+        """
+        self._check_head(ogg)
+        for start in range(0, len(ogg), _SLICE_BYTES):
+            yield from self._cut(self._decode(ogg[start : start + _SLICE_BYTES]))
+
+    def forget(self) -> None:
+        """Drop the samples that do not fill a frame yet. The stream itself goes on."""
+        self._rest = self._rest[:0]
+
+    def _decode(self, ogg: bytes) -> Frame:
+        try:
+            return np.asarray(self._decoder.append_bytes(ogg), np.float32)
+        except ValueError as problem:
+            raise AudioFormatError(str(problem)) from problem
+
+    def _cut(self, samples: Frame) -> Iterator[Frame]:
+        self._rest = np.concatenate((self._rest, samples)) if self._rest.size else samples
+        while self._rest.size >= self._frame_size:
+            frame, self._rest = self._rest[: self._frame_size], self._rest[self._frame_size :]
+            yield frame
+
+    def _check_head(self, ogg: bytes) -> None:
+        """Refuse what `sphn` would decode to noise: another codec, or more than two channels."""
+        if len(self._head) >= _LONGEST_HEAD:
+            return
+        self._head += ogg[: _LONGEST_HEAD - len(self._head)]
+        page = self._head
+        if len(page) < 27 or len(page) < 27 + page[26] + 19 or not page.startswith(b"OggS"):
+            return
+        packet = page[27 + page[26] :]
+        begins_a_stream = page[5] & 0x02
+        if begins_a_stream and not packet.startswith(b"OpusHead"):
+            raise AudioFormatError("an Ogg stream of another codec than Opus")
+        if begins_a_stream and (packet[9] > 2 or packet[18] != 0):
+            raise AudioFormatError(f"an Opus stream of {packet[9]} channels in mapping family {packet[18]}")
+
+
+class SoundWriter:
+    """The model's frames as one Ogg/Opus stream at 24 kHz: the joined outputs are one valid Ogg file.
+
+    sphn packs 960 samples into a packet whatever the rate. At 24 kHz two packets are one 80 ms frame, so no
+    sample waits for the next frame; at 16 kHz up to 40 ms would. Hence models of another rate are resampled.
+    """
+
+    def __init__(self, *, sample_rate: int) -> None:
+        self._encoder = sphn.OpusStreamWriter(WIRE_SAMPLE_RATE_HZ)
+        self._resample = Resampler(sample_rate, WIRE_SAMPLE_RATE_HZ)
+
+    def write(self, frame: Frame) -> bytes:
+        """Encode one frame. The first output begins with the stream's two header pages."""
+        return bytes(self._encoder.append_pcm(self._resample(frame)))
+
+
+class Resampler:
+    """Change of rate by a rational factor, block after block, by a polyphase windowed-sinc filter.
+
+    Delays by `_TAPS_PER_PHASE / 2` samples of the slower rate (0.75 ms at 16 kHz). Equal rates pass unchanged.
+    """
+
+    def __init__(self, source_hz: int, target_hz: int) -> None:
+        common = math.gcd(source_hz, target_hz)
+        self._up, self._down = target_hz // common, source_hz // common
+        self._phases = _phases(self._up, self._down)
+        self._past = np.zeros(self._phases.shape[1] - 1, np.float32)
+
+    def __call__(self, block: Frame) -> Frame:
+        """Resample a block. Its length times the factor must be whole: 80 ms of any Opus rate is."""
+        if self._up == self._down:
+            return block
+        assert block.size % self._down == 0, "a block is whole in both rates"
+        samples = np.concatenate((self._past, block))
+        self._past = samples[block.size :]
+        windows = sliding_window_view(samples, self._phases.shape[1])
+        out = np.empty(block.size * self._up // self._down, np.float32)
+        for first in range(self._up):
+            start, phase = divmod(first * self._down, self._up)
+            out[first :: self._up] = windows[start :: self._down] @ self._phases[phase]
+        return out
+
+
+def _phases(up: int, down: int) -> NDArray[np.float32]:
+    """Filter taps, float32 `[up, taps]`, newest sample last; each row is one phase of a low-pass."""
+    taps = _TAPS_PER_PHASE * max(1, math.ceil(down / up))
+    length = taps * up
+    time = (np.arange(length) - (length - 1) / 2) / max(up, down)
+    low_pass = np.sinc(time * 0.94) * np.kaiser(length, 7.0)
+    low_pass *= up / low_pass.sum()
+    return np.ascontiguousarray(low_pass.reshape(taps, up).T[:, ::-1], dtype=np.float32)
