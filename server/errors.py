@@ -16,6 +16,8 @@ __all__ = [
     "EngineError",
     "FrameError",
     "FullError",
+    "GoingAwayError",
+    "LoadingError",
     "ParameterError",
     "RefusalError",
     "SamplingError",
@@ -94,10 +96,13 @@ class ConfigError(DuologueError):
 
 
 class RefusalError(DuologueError):
-    """A caller who cannot be served. The sentence goes out as `05`, then the socket closes with `close_code`."""
+    """A caller who cannot be served, or no longer. The sentence goes out as `05`, then the socket closes.
+
+    `reason` is the label under which it is counted.
+    """
 
     close_code = 1011
-    reason = "error"
+    reason = "failed"
 
 
 class ParameterError(RefusalError):
@@ -162,4 +167,30 @@ class ServerFailedError(RefusalError):
             got="a call after the model had failed",
             expected="a running model",
             remedy="tell the operator to read the server's log and restart it",
+        )
+
+
+class LoadingError(RefusalError):
+    """The model is not there yet."""
+
+    close_code = 4429
+    reason = "loading"
+
+    def __init__(self) -> None:
+        super().__init__(
+            got="a call while the model loads", expected="a server that is ready", remedy="call again in ten seconds"
+        )
+
+
+class GoingAwayError(RefusalError):
+    """A call that outlived the drain time of a stopping server."""
+
+    close_code = 1001
+    reason = "drained"
+
+    def __init__(self) -> None:
+        super().__init__(
+            got="a call that went on while the server stopped",
+            expected="its end within the drain time",
+            remedy="call again in a minute",
         )

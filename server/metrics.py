@@ -70,9 +70,13 @@ class Rejection(StrEnum):
     """Why a caller got no slot."""
 
     BAD_PARAMETER = "bad_parameter"
+    BAD_AUDIO = "bad_audio"
     FULL = "full"
+    LOADING = "loading"
     DRAINING = "draining"
     FAILED = "failed"
+    LEFT = "left"
+    """Hung up, or was lost, while waiting."""
 
 
 class IgnoredMessage(StrEnum):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from server.errors import AudioFormatError
 from server.protocol import WIRE_SAMPLE_RATE_HZ
 
-__all__ = ["OPUS_RATES_HZ", "Frame", "Resampler", "SoundReader", "SoundWriter"]
+__all__ = ["OPUS_RATES_HZ", "Frame", "Resampler", "SoundReader", "SoundWriter", "slices"]
 
 Frame = NDArray[np.float32]
 """Mono samples between -1 and 1, float32 `[frame_size]`."""
@@ -28,6 +28,11 @@ _SLICE_BYTES: Final = 512
 
 _LONGEST_HEAD: Final = 27 + 255 + 19
 _TAPS_PER_PHASE: Final = 24
+
+
+def slices(ogg: bytes) -> Iterator[bytes]:
+    """Cut the bytes of a message into pieces that `SoundReader.feed` takes: at most a few milliseconds' work each."""
+    return (ogg[start : start + _SLICE_BYTES] for start in range(0, len(ogg), _SLICE_BYTES))
 
 
 class SoundReader:
@@ -44,13 +49,15 @@ class SoundReader:
         self._head = b""
 
     def feed(self, ogg: bytes) -> Iterator[Frame]:
-        """Give the frames that these bytes complete. The bytes may be none, headers only, or several pages.
+        """Give the frames that one of `slices` completes; it may be empty, headers only, or several pages.
 
         Raises `AudioFormatError`; the reader cannot be used after it.
         """
         self._check_head(ogg)
-        for start in range(0, len(ogg), _SLICE_BYTES):
-            yield from self._cut(self._decode(ogg[start : start + _SLICE_BYTES]))
+        self._rest = np.concatenate((self._rest, self._decode(ogg)))
+        while self._rest.size >= self._frame_size:
+            frame, self._rest = self._rest[: self._frame_size], self._rest[self._frame_size :]
+            yield frame
 
     def forget(self) -> None:
         """Drop the samples that do not fill a frame yet. The stream itself goes on."""
@@ -61,12 +68,6 @@ class SoundReader:
             return np.asarray(self._decoder.append_bytes(ogg), np.float32)
         except ValueError as problem:
             raise AudioFormatError(str(problem)) from problem
-
-    def _cut(self, samples: Frame) -> Iterator[Frame]:
-        self._rest = np.concatenate((self._rest, samples)) if self._rest.size else samples
-        while self._rest.size >= self._frame_size:
-            frame, self._rest = self._rest[: self._frame_size], self._rest[self._frame_size :]
-            yield frame
 
     def _check_head(self, ogg: bytes) -> None:
         """Refuse what `sphn` would decode to noise: another codec, or more than two channels."""

@@ -1,0 +1,65 @@
+"""`duologue-server`, also `python -m server`: configuration, logging, signals, and the pieces put together."""
+
+import asyncio
+import logging
+import signal
+import sys
+
+from server.config import ServerConfig, load_config
+from server.errors import ConfigError
+
+log = logging.getLogger("server")
+
+_AUTO_SLOTS = {"cpu": 4, "cuda": 32}
+
+
+def main() -> None:
+    """Run the server. Exits with 0 after a drain, 1 when the model or the port failed, 2 for a bad setting."""
+    try:
+        config = load_config(sys.argv[1:])
+    except ConfigError as problem:
+        sys.exit(_complain(str(problem), 2))
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        well = asyncio.run(_serve(config))
+    except OSError as problem:
+        sys.exit(_complain(f"cannot listen on {config.host}:{config.port}: {problem.strerror}", 1))
+    sys.exit(0 if well else 1)
+
+
+async def _serve(config: ServerConfig) -> bool:
+    from server.app import Server  # noqa: PLC0415 - torch takes seconds, and a bad setting should not
+    from server.engine import Engine  # noqa: PLC0415
+
+    def load() -> Engine:
+        return Engine.load(config.checkpoint, slots=_slots(config), device=config.device)
+
+    server = Server(config, load)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(server.end))
+    return await server.run(on_listening=_announce)
+
+
+def _slots(config: ServerConfig) -> int:
+    import torch  # noqa: PLC0415
+
+    if config.slots != "auto":
+        return config.slots
+    on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    return _AUTO_SLOTS["cuda" if on_gpu else "cpu"]
+
+
+def _announce(host: str, port: int) -> None:
+    log.info("listening on http://%s:%d, loading the model", host, port)
+
+
+def _complain(sentence: str, status: int) -> int:
+    print(f"duologue-server: {sentence}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

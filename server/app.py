@@ -1,0 +1,141 @@
+"""Routes and lifecycle: what is at which address, and how the server starts, drains and stops.
+
+Nothing here moves audio. `__main__` makes the pieces; tests make them with other settings.
+"""
+
+import asyncio
+import logging
+import platform
+from collections.abc import AsyncIterator, Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from server.calls import CallDesk
+from server.config import ServerConfig
+from server.engine import Engine
+from server.metrics import Metrics
+from server.protocol import WIRE_SAMPLE_RATE_HZ
+from server.scheduler import Health, Scheduler
+from server.wire import ChatSocket
+
+__all__ = ["Server"]
+
+log = logging.getLogger(__name__)
+
+_SHUTDOWN_S: Final = 3.0
+_PACKAGES: Final = ("duologue", "moshi", "torch", "sphn", "aiohttp")
+
+
+class Server:
+    """One listening server. `load` makes the engine, in the engine's own thread, after the port is open."""
+
+    def __init__(self, config: ServerConfig, load: Callable[[], Engine]) -> None:
+        self.metrics = Metrics()
+        self.scheduler = Scheduler(load=load, metrics=self.metrics, on_health=self._on_health)
+        self.desk = CallDesk(config=config, metrics=self.metrics, scheduler=self.scheduler)
+        self._config = config
+        self._versions = {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+        self.metrics.set_version(self._versions["duologue"])
+        self._end = asyncio.Event()
+
+    def application(self) -> web.Application:
+        """Make the aiohttp application with all routes. The engine's thread lives as long as it runs."""
+        app = web.Application()
+        app.cleanup_ctx.append(self._engine_thread)
+        app.router.add_get("/api/chat", self._chat)
+        app.router.add_get("/api/info", self._info)
+        app.router.add_get("/api/sessions", self._sessions)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._expose)
+        return app
+
+    def end(self) -> None:
+        """Ask a running `run` to drain and return; asked again, it does not wait for the calls."""
+        if self._end.is_set():
+            self.desk.hurry()
+        self._end.set()
+
+    async def run(self, on_listening: Callable[[str, int], None] = lambda _host, _port: None) -> bool:
+        """Serve until `end` is called or the engine fails. Returns whether the engine was well to the end.
+
+        `on_listening` is told the address as soon as the port is open, which is before the model is ready.
+        Raises `OSError` when the address cannot be listened on.
+        """
+        runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=_SHUTDOWN_S)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, self._config.host, self._config.port)
+            await site.start()
+            host, port = runner.addresses[0][:2]
+            on_listening(host, port)
+            await self._end.wait()
+            await self.desk.drain()
+        finally:
+            await runner.cleanup()
+        return self.scheduler.health is not Health.FAILED
+
+    async def _engine_thread(self, _app: web.Application) -> AsyncIterator[None]:
+        self.scheduler.start()
+        yield
+        await asyncio.to_thread(self.scheduler.stop)
+        self.desk.shut()
+
+    def _on_health(self, health: Health) -> None:
+        if health is Health.READY and self.scheduler.model is not None:
+            model = self.scheduler.model
+            self.desk.open(model)
+            log.info("ready: %s on %s, %d slots", model.checkpoint, model.device, model.slots)
+        elif health is Health.FAILED:
+            log.error("the model cannot be used: %s", self.scheduler.problem)
+            self.desk.fail()
+            self._end.set()
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        socket = ChatSocket(self._config)
+        response = await socket.open(request)
+        await self.desk.serve(socket, request.query)
+        return response
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.json_response({"alive": True})
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        state = "draining" if self.desk.draining else str(self.scheduler.health)
+        return web.json_response({"state": state}, status=200 if state == Health.READY else 503)
+
+    async def _info(self, _request: web.Request) -> web.Response:
+        model = self.scheduler.model
+        return _json(
+            {
+                "model": model and {"checkpoint": model.checkpoint, "device": model.device},
+                "adapter": None,
+                "versions": self._versions,
+                "slots": {"total": model.slots if model else 0, "busy": self.desk.busy, "waiting": self.desk.waiting},
+                "sample_rate": WIRE_SAMPLE_RATE_HZ,
+                "model_sample_rate": model and model.sample_rate,
+                "frame_ms": model and round(1000 * model.frame_s),
+                "max_speed": self._config.max_speed,
+            }
+        )
+
+    async def _sessions(self, _request: web.Request) -> web.Response:
+        return _json({"sessions": self.desk.views()})
+
+    async def _expose(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.expose(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _json(body: dict[str, Any]) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

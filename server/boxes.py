@@ -1,0 +1,152 @@
+"""The two bounded boxes of a caller: whole frames on their way in, replies on their way out.
+
+The event loop fills the inbox and the tick thread empties it; the outbox lives on the event loop alone. Neither
+ever makes anybody wait: what does not fit is thrown away and counted.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from server.errors import RefusalError
+from server.sound import Frame
+
+__all__ = ["HeardFrame", "Inbox", "Outbox", "Reply"]
+
+_BURST_FRAMES: Final = 4.0
+_MOST_PIECES: Final = 4096
+
+
+class HeardFrame(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A whole frame of the caller's sound. `at` is when it was complete, in monotonic seconds."""
+
+    pcm: Frame
+    at: float
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What the model answered to one frame. Times are monotonic seconds."""
+
+    pcm: Frame | None
+    """None while nothing is out yet, and after the sound was dropped."""
+    token: int
+    heard_at: float
+    """When the caller's frame was complete."""
+    began_at: float
+    stepped_at: float
+    """When the engine's step began, and when it was done."""
+
+
+class Inbox:
+    """Frames that wait for the model, at most `limit`.
+
+    A full box is emptied down to its newest quarter, so that a caller far behind is near the present again. The
+    pace is a token bucket: `max_speed` frames per frame's time, and a burst of four.
+    """
+
+    def __init__(self, *, limit: int, max_speed: float, frame_s: float) -> None:
+        self._limit = limit
+        self._rate_hz = max_speed / frame_s
+        self._frames: deque[HeardFrame] = deque()
+        self._lock = threading.Lock()
+        self._allowed = _BURST_FRAMES
+        self._allowed_at = 0.0
+        self.skipped = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def put(self, frame: HeardFrame) -> int:
+        """Add a frame. Returns how many older ones were skipped for it."""
+        with self._lock:
+            self._frames.append(frame)
+            if len(self._frames) <= self._limit:
+                return 0
+            surplus = len(self._frames) - max(1, self._limit // 4)
+            for _ in range(surplus):
+                self._frames.popleft()
+            self.skipped += surplus
+            return surplus
+
+    def take(self, now: float) -> HeardFrame | None:
+        """Give the oldest frame, or None when there is none or the caller has used up its pace."""
+        with self._lock:
+            if self._wait(now) != 0.0:
+                return None
+            self._allowed -= 1.0
+            return self._frames.popleft()
+
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until a frame may be taken: 0 for at once, None for not before another is put."""
+        with self._lock:
+            return self._wait(now)
+
+    def _wait(self, now: float) -> float | None:
+        if not self._frames:
+            return None
+        self._allowed = min(_BURST_FRAMES, self._allowed + (now - self._allowed_at) * self._rate_hz)
+        self._allowed_at = now
+        return max(0.0, (1.0 - self._allowed) / self._rate_hz)
+
+
+class Outbox:
+    """Replies that wait for the socket, with sound for at most `limit` of them.
+
+    When there is more, the oldest sound is dropped and its text stays. Text alone is bounded, too.
+    """
+
+    def __init__(self, *, limit: int) -> None:
+        self._limit = limit
+        self._replies: deque[Reply] = deque()
+        self._sounding = 0
+        self._changed = asyncio.Event()
+        self._end: RefusalError | None = None
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return self._sounding
+
+    def put(self, reply: Reply) -> int:
+        """Add a reply. Returns how many older ones lost their sound for it."""
+        self._replies.append(reply)
+        self._sounding += reply.pcm is not None
+        lost = 0
+        if self._sounding > self._limit:
+            self._mute_oldest()
+            lost = 1
+        if len(self._replies) > _MOST_PIECES:
+            self._pop()
+        self.dropped += lost
+        self._changed.set()
+        return lost
+
+    def end(self, error: RefusalError) -> None:
+        """Make the next `get` raise this, whatever still waits."""
+        self._end = error
+        self._changed.set()
+
+    async def get(self, timeout_s: float) -> Reply | None:
+        """Wait for the oldest reply; None after `timeout_s` without one. Raises what `end` was given."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._replies and self._end is None:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return None
+        if self._end is not None:
+            raise self._end
+        return self._pop()
+
+    def _pop(self) -> Reply:
+        reply = self._replies.popleft()
+        self._sounding -= reply.pcm is not None
+        return reply
+
+    def _mute_oldest(self) -> None:
+        place = next(i for i, reply in enumerate(self._replies) if reply.pcm is not None)
+        self._replies[place] = msgspec.structs.replace(self._replies[place], pcm=None)
+        self._sounding -= 1

@@ -1,0 +1,231 @@
+"""One caller: from the socket to the inbox, and from the outbox to the socket.
+
+This file owns a call's stream of messages in both directions. It knows nothing of slots, other callers or the
+engine; the scheduler takes from the inbox and puts into the outbox.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from server import protocol
+from server.boxes import HeardFrame, Inbox, Outbox, Reply
+from server.config import ServerConfig
+from server.metrics import FrameResult, IgnoredMessage, Metrics, Stage
+from server.parameters import CallParameters
+from server.protocol import Consent, ConsentChange, Kind, SessionStart, Stats
+from server.sound import SoundReader, SoundWriter, slices
+from server.words import WordReader
+
+__all__ = ["ModelInfo", "Session", "SessionView", "Wire"]
+
+log = logging.getLogger(__name__)
+
+_LAG_WORTH_TELLING: Final = 4
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session and `/api/info` must know of the model."""
+
+    checkpoint: str
+    device: str
+    slots: int
+    sample_rate: int
+    frame_size: int
+    frame_rate: float
+    tokenizer: Any
+    silent_tokens: frozenset[int]
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds in a frame."""
+        return 1.0 / self.frame_rate
+
+    def frames(self, milliseconds: float) -> int:
+        """Whole frames in a time."""
+        return max(1, int(milliseconds * self.frame_rate / 1000))
+
+
+class SessionView(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `/api/sessions`. Nothing of what was said."""
+
+    id: str
+    slot: int
+    age_s: float
+    heard_frames: int
+    sent_frames: int
+    lag_ms: int
+    dropped_ms: int
+    skipped_ms: int
+
+
+class Wire(Protocol):
+    """The half of a WebSocket that a session needs."""
+
+    async def next_message(self) -> bytes | str | None:
+        """Give the next binary or text message; None when there will be no more."""
+
+    async def send(self, message: bytes) -> None:
+        """Send a binary message, waiting while the peer does not read. Raises `ConnectionError` when it is gone."""
+
+
+class Session:
+    """The state and the two directions of one call."""
+
+    def __init__(
+        self,
+        *,
+        model: ModelInfo,
+        parameters: CallParameters,
+        config: ServerConfig,
+        metrics: Metrics,
+        codec_pool: Executor,
+        on_frame: Callable[[], None],
+    ) -> None:
+        self.id = secrets.token_hex(8)
+        self.parameters = parameters
+        self.consent = parameters.consent
+        self.inbox = Inbox(limit=model.frames(config.inbox_ms), max_speed=config.max_speed, frame_s=model.frame_s)
+        self.outbox = Outbox(limit=model.frames(config.outbox_ms))
+        self.slot: int | None = None
+        self._model = model
+        self._config = config
+        self._metrics = metrics
+        self._codec_pool = codec_pool
+        self._on_frame = on_frame
+        self._reader = SoundReader(sample_rate=model.sample_rate, frame_size=model.frame_size)
+        self._writer = SoundWriter(sample_rate=model.sample_rate)
+        self._words = WordReader(model.tokenizer, silent=model.silent_tokens)
+        self._started_at = 0.0
+        self._heard_frames = 0
+        self._sent_frames = 0
+        self._told = (0, 0)
+        self._told_at = 0.0
+
+    def start(self, slot: int) -> None:
+        """From now on what the caller says is heard. What was said while waiting is forgotten."""
+        self.slot = slot
+        self._started_at = time.monotonic()
+        self._reader.forget()
+
+    async def listen(self, wire: Wire) -> None:
+        """Move messages into the inbox until the peer has gone. Raises `AudioFormatError`."""
+        while (message := await wire.next_message()) is not None:
+            if isinstance(message, str):
+                self._ignore(IgnoredMessage.TEXT_FRAME)
+                continue
+            kind, body = protocol.split(message)
+            if kind is Kind.AUDIO:
+                await self._hear(body)
+            elif kind is Kind.METADATA:
+                self._note(body)
+            elif kind is not Kind.PING:
+                self._ignore(IgnoredMessage.KIND if message else IgnoredMessage.EMPTY)
+
+    async def speak(self, wire: Wire) -> None:
+        """Greet, then send what the outbox gives, for ever. Raises `ConnectionError` and what ends the outbox."""
+        await wire.send(protocol.HANDSHAKE)
+        await wire.send(protocol.metadata(self._greeting()))
+        while True:
+            reply = await self.outbox.get(self._config.keepalive_s)
+            if self._stats_due():
+                await wire.send(protocol.metadata(self._stats()))
+            if reply is None:
+                await wire.send(protocol.PING)
+            else:
+                await self._send(wire, reply)
+
+    def take_reply(self, reply: Reply) -> None:
+        """Put a reply into the outbox, on the event loop."""
+        self._heard_frames += 1
+        self._metrics.observe(Stage.INGEST, reply.began_at - reply.heard_at)
+        if lost := self.outbox.put(reply):
+            self._metrics.count_frames(FrameResult.DROPPED, lost)
+
+    def view(self) -> SessionView:
+        """Describe the call for an operator."""
+        stats = self._stats()
+        return SessionView(
+            id=self.id,
+            slot=-1 if self.slot is None else self.slot,
+            age_s=round(time.monotonic() - self._started_at, 1),
+            heard_frames=self._heard_frames,
+            sent_frames=self._sent_frames,
+            lag_ms=stats.lag_ms,
+            dropped_ms=stats.dropped_ms,
+            skipped_ms=stats.skipped_ms,
+        )
+
+    async def _hear(self, ogg: bytes) -> None:
+        """Decode on the event loop (about 0.1 ms for a frame), making room for others in a long message."""
+        for piece in slices(ogg):
+            for pcm in self._reader.feed(piece):
+                if self.slot is not None:
+                    self._queue_frame(HeardFrame(pcm=pcm, at=time.monotonic()))
+            if len(ogg) > len(piece):
+                await asyncio.sleep(0)
+
+    def _queue_frame(self, frame: HeardFrame) -> None:
+        if skipped := self.inbox.put(frame):
+            self._metrics.count_frames(FrameResult.SKIPPED, skipped)
+        self._on_frame()
+
+    def _note(self, body: bytes) -> None:
+        message = protocol.read_metadata(body)
+        if isinstance(message, ConsentChange):
+            self.consent = Consent(keep=message.keep, train=message.train)
+        else:
+            self._ignore(IgnoredMessage.METADATA)
+
+    def _ignore(self, kind: IgnoredMessage) -> None:
+        self._metrics.count_ignored(kind)
+        log.debug("call %s: ignored a message (%s)", self.id, kind)
+
+    async def _send(self, wire: Wire, reply: Reply) -> None:
+        if reply.pcm is not None:
+            loop = asyncio.get_running_loop()
+            ogg = await loop.run_in_executor(self._codec_pool, self._writer.write, reply.pcm)
+            self._measure(reply)
+            await wire.send(protocol.audio(ogg))
+        if words := self._words.read(reply.token):
+            await wire.send(protocol.text(words))
+
+    def _measure(self, reply: Reply) -> None:
+        now = time.monotonic()
+        total_s = now - reply.heard_at
+        self._sent_frames += 1
+        self._metrics.observe(Stage.EMIT, now - reply.stepped_at)
+        self._metrics.observe(Stage.TOTAL, total_s)
+        self._metrics.count_frames(FrameResult.ON_TIME if total_s <= self._model.frame_s else FrameResult.LATE)
+
+    def _greeting(self) -> SessionStart:
+        return SessionStart(
+            id=self.id,
+            frame_ms=round(1000 * self._model.frame_s),
+            max_speed=self._config.max_speed,
+            consent=self.consent,
+        )
+
+    def _stats(self) -> Stats:
+        frame_ms = 1000 * self._model.frame_s
+        return Stats(
+            lag_ms=round((len(self.inbox) + len(self.outbox)) * frame_ms),
+            dropped_ms=round(self.outbox.dropped * frame_ms),
+            skipped_ms=round(self.inbox.skipped * frame_ms),
+        )
+
+    def _stats_due(self) -> bool:
+        """Whether something is wrong that the caller was not told in the last `stats_interval_s`."""
+        now = time.monotonic()
+        lost = (self.outbox.dropped, self.inbox.skipped)
+        behind = len(self.inbox) + len(self.outbox) >= _LAG_WORTH_TELLING
+        if now - self._told_at < self._config.stats_interval_s or not (behind or lost != self._told):
+            return False
+        self._told, self._told_at = lost, now
+        return True

@@ -1,0 +1,99 @@
+"""Who has a slot and who waits for one, first come, first served. Lives on the event loop; knows no engine."""
+
+import asyncio
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from server.errors import FullError, RefusalError
+
+__all__ = ["SlotQueue", "Ticket"]
+
+_FIRST_GUESS_S: Final = 60.0
+_NEWEST_WEIGHT: Final = 0.2
+
+
+class Ticket:
+    """A caller's place: waiting, then with a slot, or refused. `changed` is set whenever any of it moves."""
+
+    def __init__(self) -> None:
+        self.slot: int | None = None
+        self.refusal: RefusalError | None = None
+        self.changed = asyncio.Event()
+
+
+class SlotQueue:
+    """Slots `0 .. slots - 1` and at most `max_waiting` callers behind them."""
+
+    def __init__(self, *, slots: int, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.slots = slots
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._free = list(range(slots))
+        self._waiting: deque[Ticket] = deque()
+        self._since: dict[Ticket, float] = {}
+        self._mean_call_s = _FIRST_GUESS_S
+
+    @property
+    def busy(self) -> int:
+        """Slots in use."""
+        return len(self._since)
+
+    @property
+    def waiting(self) -> int:
+        """Callers without a slot."""
+        return len(self._waiting)
+
+    def join(self) -> Ticket:
+        """Take a free slot or the last place in the queue. Raises `FullError` when there is neither."""
+        ticket = Ticket()
+        if self._free:
+            self._seat(ticket)
+        elif len(self._waiting) < self._max_waiting:
+            self._waiting.append(ticket)
+        else:
+            raise FullError(self.busy, self.waiting)
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give up a slot or a place in the queue. Doing it twice does nothing more."""
+        since = self._since.pop(ticket, None)
+        if since is not None and ticket.slot is not None:
+            self._mean_call_s += _NEWEST_WEIGHT * (self._clock() - since - self._mean_call_s)
+            heapq.heappush(self._free, ticket.slot)
+            if self._waiting:
+                self._seat(self._waiting.popleft())
+        elif ticket in self._waiting:
+            self._waiting.remove(ticket)
+        else:
+            return
+        self._tell_waiting()
+
+    def position(self, ticket: Ticket) -> int:
+        """Place in the queue, from 1."""
+        return self._waiting.index(ticket) + 1
+
+    def eta_s(self, position: int) -> float:
+        """Guess when this place gets a slot, in seconds, from how long calls have lasted so far."""
+        now = self._clock()
+        left = sorted(max(1.0, self._mean_call_s - (now - since)) for since in self._since.values())
+        rounds, place = divmod(position - 1, self.slots)
+        return round(left[min(place, len(left) - 1)] + rounds * self._mean_call_s, 1)
+
+    def refuse_waiting(self, refusal: RefusalError) -> None:
+        """Send everybody in the queue away."""
+        for ticket in self._waiting:
+            ticket.refusal = refusal
+            ticket.changed.set()
+        self._waiting.clear()
+
+    def _seat(self, ticket: Ticket) -> None:
+        ticket.slot = heapq.heappop(self._free)
+        self._since[ticket] = self._clock()
+        ticket.changed.set()
+
+    def _tell_waiting(self) -> None:
+        for ticket in self._waiting:
+            ticket.changed.set()
