@@ -33,18 +33,20 @@ class _Stream:
         self._temperature_B1 = torch.ones(rows, 1, device=device)
         self._noise_scale_B1 = torch.zeros(rows, 1, device=device)
         self._top_k_B1 = torch.ones(rows, 1, dtype=torch.int64, device=device)
-        self._top_k = [1] * rows  # the same on the host: 1 also stands for a greedy or closed row
+        self._top_k = [1] * rows  # the same on the host
+        self._greedy = [True] * rows
 
     def set(self, row: int, *, temperature: float, top_k: int, greedy: bool) -> None:
         kept = min(top_k or self._card, self._card)
         self._temperature_B1[row] = 1.0 if greedy else temperature
         self._noise_scale_B1[row] = 0.0 if greedy else 1.0
+        self._greedy[row] = greedy
         self._top_k[row] = 1 if greedy else kept
         self._top_k_B1[row] = self._top_k[row]
 
     @property
     def all_greedy(self) -> bool:
-        return max(self._top_k) == 1
+        return all(self._greedy)
 
     def warm(self, logits_BV: Tensor) -> Tensor:
         return logits_BV if self.all_greedy else logits_BV / self._temperature_B1
@@ -53,9 +55,8 @@ class _Stream:
         """Steps 5 and 6; ties at the k-th value stay in, so that the result does not depend on their order."""
         if noise_BV is None or self.all_greedy:
             return warmed_BV.argmax(-1)
-        largest = max(self._top_k)
-        if largest < self._card:
-            threshold_B1 = warmed_BV.topk(largest).values.gather(1, self._top_k_B1 - 1)
+        if min(self._top_k) < self._card:
+            threshold_B1 = warmed_BV.topk(max(self._top_k)).values.gather(1, self._top_k_B1 - 1)
             warmed_BV = warmed_BV.masked_fill(warmed_BV < threshold_B1, -torch.inf)
         return (warmed_BV + noise_BV * self._noise_scale_B1).argmax(-1)
 
