@@ -1,0 +1,44 @@
+"""What the engine's package shows to the rest of the server."""
+
+import inspect
+
+import msgspec
+
+import server.engine
+from server.engine import Engine, FrameOutput
+
+
+def test_exports() -> None:
+    assert server.engine.__all__ == ["Engine", "FrameOutput", "SamplingParams"]
+
+
+def test_members() -> None:
+    public = {name for name, _ in inspect.getmembers(Engine) if not name.startswith("_")}
+    assert public == {
+        "load",
+        "open",
+        "close",
+        "step",
+        "warm_up",
+        "checkpoint",
+        "device",
+        "slots",
+        "open_slots",
+        "sample_rate",
+        "frame_size",
+        "frame_rate",
+        "delay_frames",
+        "context_frames",
+        "model_codebooks",
+        "user_codebooks",
+        "text_padding_id",
+        "end_of_text_padding_id",
+        "text_tokenizer",
+    }
+    assert [field.name for field in msgspec.structs.fields(FrameOutput)] == [
+        "pcm",
+        "text",
+        "tokens",
+        "logprob",
+        "damaged",
+    ]
