@@ -1,0 +1,172 @@
+"""The bank of utterances: what each voice says, synthesised once, aligned and kept on disk.
+
+`python -m recipes.mini.bank --out DIR --assets DIR --part i/n` fills the folder voice by voice in small
+rounds, so that training can start long before it is complete; a second run continues where it stopped.
+Each voice has `VOICE.jsonl` (one utterance a line) beside `VOICE.pcm` (int16, 16 kHz, end to end).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recipes.mini import voices, wordings
+from recipes.mini.align import align
+
+__all__ = ["Utterance", "load", "sound_of"]
+
+ROUND = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """One spoken sentence in the bank. Times in seconds, `offset` and `samples` in 16 kHz samples."""
+
+    voice: str
+    text: str
+    kind: str
+    reply: str
+    category: str
+    offset: int
+    samples: int
+    words: tuple[tuple[str, float, float], ...]
+    phones: tuple[tuple[str, float, float], ...]
+
+
+def load(bank: Path, voice: str) -> tuple[list[Utterance], np.ndarray]:
+    """Utterances of `voice` and its sound as a read-only int16 memory map."""
+    stem = bank / voice.replace(" ", "_")
+    utterances = []
+    for line in stem.with_suffix(".jsonl").read_text().splitlines():
+        row = json.loads(line)
+        row["words"] = tuple(tuple(w) for w in row["words"])
+        row["phones"] = tuple(tuple(p) for p in row["phones"])
+        utterances.append(Utterance(voice=voice, **row))
+    return utterances, np.memmap(stem.with_suffix(".pcm"), dtype=np.int16, mode="r")
+
+
+def sound_of(utterance: Utterance, pcm: np.ndarray) -> np.ndarray:
+    """float32 [samples] of one utterance."""
+    return pcm[utterance.offset : utterance.offset + utterance.samples].astype(np.float32) / 32767
+
+
+def _script(voice: str) -> list[dict]:
+    """What `voice` says, in a fixed random order in which every part of the domain comes early."""
+    rng = random.Random(zlib.crc32(voice.encode()))
+    if voice == voices.MODEL_VOICE:
+        own = [{"text": r, "kind": "reply", "reply": "", "category": "reply"} for r in wordings.replies()]
+        return own + [_filler(t) for t in wordings.phonetic_filler()]
+    held = voice in voices.HELDOUT
+    asked = [q.__dict__ for q in wordings.questions()]
+    rng.shuffle(asked)
+    lines = _balanced(asked)
+    if held:
+        unheard = [q.__dict__ | {"kind": f"heldout-{q.kind}"} for q in wordings.questions(heldout_wordings=True)]
+        rng.shuffle(unheard)
+        return [line for pair in zip(lines[:100], _balanced(unheard)[:100], strict=False) for line in pair]
+    filler = [_filler(t) for t in wordings.phonetic_filler()]
+    rng.shuffle(filler)
+    mixed = []
+    for i, line in enumerate(lines):
+        mixed.append(line)
+        if i % 3 == 2 and filler:
+            mixed.append(filler.pop())
+    return mixed
+
+
+def _filler(text: str) -> dict:
+    return {"text": text, "kind": "filler", "reply": "", "category": "filler"}
+
+
+def _balanced(asked: list[dict]) -> list[dict]:
+    """Each distinct reply once per wave, so that a short script already covers the whole domain."""
+    waves: dict[str, list[dict]] = {}
+    for line in asked:
+        waves.setdefault(line["reply"], []).append(line)
+    ordered, depth = [], 0
+    while any(depth < len(w) for w in waves.values()):
+        ordered += [w[depth] for w in waves.values() if depth < len(w)]
+        depth += 1
+    return ordered
+
+
+def _limit(voice: str) -> int:
+    return {"hibari": 10_000, "kokoro": 420}.get(voice.split(maxsplit=1)[0], 700)
+
+
+def _rounds(names: list[str]) -> Iterator[tuple[str, list[dict]]]:
+    scripts = {name: _script(name)[: _limit(name)] for name in names}
+    for start in range(0, max(len(s) for s in scripts.values()), ROUND):
+        for name in names:
+            if lines := scripts[name][start : start + ROUND]:
+                yield name, lines
+
+
+def _fill(bank: Path, assets: Path, names: list[str]) -> None:
+    bank.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        _retry(bank, assets, name)
+    done = {n: _count(bank, n) for n in names}
+    for name, lines in _rounds(names):
+        for line in lines:
+            if done[name] > 0:
+                done[name] -= 1
+                continue
+            _append(bank, assets, name, line)
+
+
+def _count(bank: Path, voice: str) -> int:
+    path = bank / f"{voice.replace(' ', '_')}.count"
+    return int(path.read_text()) if path.exists() else 0
+
+
+def _retry(bank: Path, assets: Path, voice: str) -> None:
+    """Try again the sentences that could not be aligned in an earlier run."""
+    count = _count(bank, voice)
+    if count:
+        have = {u.text for u in load(bank, voice)[0]}
+        for line in _script(voice)[:count]:
+            if line["text"] not in have:
+                _append(bank, assets, voice, line, counted=True)
+
+
+def _append(bank: Path, assets: Path, voice: str, line: dict, *, counted: bool = False) -> None:
+    rng = random.Random(zlib.crc32(f"{voice}{line['text']}".encode()))
+    speed = 1.0 if voice == voices.MODEL_VOICE else rng.uniform(0.9, 1.15)
+    sound = voices.speak(voice, line["text"], speed=speed, assets=assets)
+    aligned = align(line["text"], sound)
+    stem = bank / voice.replace(" ", "_")
+    if aligned is not None:
+        with stem.with_suffix(".pcm").open("ab") as raw:
+            offset = raw.tell() // 2
+            raw.write((sound * 32767).astype(np.int16).tobytes())
+        row = line | {"offset": offset, "samples": len(sound), "words": aligned.words, "phones": aligned.phones}
+        with stem.with_suffix(".jsonl").open("a") as rows:
+            rows.write(json.dumps(row) + "\n")
+    if not counted:
+        stem.with_suffix(".count").write_text(str(_count(bank, voice) + 1))
+
+
+def main() -> None:
+    """Fill the bank with the share `--part i/n` of the voices (the model's own and the classic ones first)."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--assets", type=Path, required=True)
+    parser.add_argument("--part", default="0/1")
+    arguments = parser.parse_args()
+    part, parts = (int(x) for x in arguments.part.split("/"))
+    slow = [*voices.KOKORO_USERS, *voices.HELDOUT[:2]]
+    quick = [voices.MODEL_VOICE, *voices.CLASSIC_USERS, *voices.HELDOUT[2:]]
+    _fill(arguments.out, arguments.assets, quick[part::parts])
+    _fill(arguments.out, arguments.assets, slow[part::parts])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Token shards: random conversations, written, encoded and stored for the language model.
+
+`python -m recipes.mini.tokens --bank DIR --codec FILE --out DIR --seed N` keeps writing shards of fresh
+conversations until it is stopped or `--hours` of sound are written; nothing is ever repeated. A shard is an
+`.npz` with `codes` int16 [N, 1 + 2 K, T] (text, model, user) and `heard` int16 [N, T], the word of the caller's that
+ended in each frame (0: none).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from moshi.models.compression import MimiModel
+
+from recipes.mini import align, codec, voices, wordings
+from recipes.mini.dialogues import BACKCHANNELS, Cast, Conversation, Writer
+from recipes.mini.text import train_tokenizer
+
+__all__ = ["heard_vocabulary", "tokenizer_at"]
+
+SHARD_S = 1300  # seconds of sound in a shard
+GROUP_S = 21  # seconds encoded at once
+
+
+def heard_vocabulary() -> list[str]:
+    """Words callers say in training; the index in this list is the label, 0 is none."""
+    spoken = [q.text for q in wordings.questions()] + list(BACKCHANNELS)
+    return ["", *sorted({w for line in spoken for w in align.words_of(line)})]
+
+
+def tokenizer_at(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """The text tokenizer at `path`, fitted first where it does not exist."""
+    return sentencepiece.SentencePieceProcessor(str(path)) if path.exists() else train_tokenizer(path)
+
+
+@torch.no_grad()
+def encode(mimi: MimiModel, talks: list[Conversation]) -> np.ndarray:
+    """int16 [N, 1 + 2 K, T] of conversations of one length."""
+    sounds = np.stack([t.model for t in talks] + [t.user for t in talks])[:, None]
+    codes = mimi.encode(torch.from_numpy(sounds)).numpy()
+    texts = np.stack([t.text for t in talks])[:, None]
+    return np.concatenate([texts, codes[: len(talks)], codes[len(talks) :]], 1).astype(np.int16)
+
+
+def heard_labels(talk: Conversation, vocabulary: dict[str, int]) -> np.ndarray:
+    """int16 [T]: the caller's word that ended in each frame."""
+    labels = np.zeros(len(talk.text), np.int16)
+    for word, end_s in talk.heard:
+        frame = int(end_s / 0.08)
+        if frame < len(labels):
+            labels[frame] = vocabulary.get(word, 0)
+    return labels
+
+
+def write_shards(arguments: argparse.Namespace) -> None:
+    """Write shards until the wanted hours are there."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    mimi = codec.load_weights(codec.build(), arguments.codec)
+    tokenizer = tokenizer_at(arguments.out / "tokenizer.model")
+    vocabulary = {w: i for i, w in enumerate(heard_vocabulary())}
+    written_s, index = 0.0, 0
+    writer, loaded = _writer(arguments, tokenizer, index), time.monotonic()
+    while written_s < arguments.hours * 3600:
+        while len(list(arguments.out.glob("shard_*.npz"))) >= arguments.ahead:
+            time.sleep(2)
+        if time.monotonic() - loaded > 600:  # the bank may still be growing
+            writer, loaded = _writer(arguments, tokenizer, index), time.monotonic()
+        frames = int(arguments.frames)
+        group = max(1, int(GROUP_S / (frames * 0.08)))
+        talks, codes = [], []
+        for _ in range(max(1, int(SHARD_S / (frames * 0.08)) // group)):
+            part = [writer.conversation(frames) for _ in range(group)]
+            codes.append(encode(mimi, part))
+            talks += part
+        heard = np.stack([heard_labels(t, vocabulary) for t in talks])
+        target = arguments.out / f"shard_{arguments.seed}_{index:05d}.npz"
+        np.savez(target.with_suffix(".tmp.npz"), codes=np.concatenate(codes), heard=heard)
+        target.with_suffix(".tmp.npz").rename(target)
+        written_s += len(talks) * frames * 0.08
+        index += 1
+
+
+def _writer(arguments: argparse.Namespace, tokenizer: sentencepiece.SentencePieceProcessor, index: int) -> Writer:
+    users = [v for v in (*voices.KOKORO_USERS, *voices.CLASSIC_USERS) if _has(arguments.bank, v)]
+    return Writer(Cast(arguments.bank, users), tokenizer, seed=arguments.seed * 10_000 + index)
+
+
+def _has(bank: Path, voice: str) -> bool:
+    path = bank / f"{voice.replace(' ', '_')}.jsonl"
+    return path.exists() and len(path.read_text().splitlines()) >= 30
+
+
+def main() -> None:
+    """Write shards of fresh conversations."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--bank", type=Path, required=True)
+    parser.add_argument("--codec", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--frames", type=int, default=256)
+    parser.add_argument("--hours", type=float, default=1000.0)
+    parser.add_argument("--ahead", type=int, default=60)
+    write_shards(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
