@@ -14,8 +14,8 @@ from tests.engine.calls import GREEDY, assert_same, batch, converse, mask
 from tests.engine.stock import NOTHING, Stock, sound
 
 SLOTS = 3  # as in conftest
-FRAMES = 12
-SAMPLED = SamplingParams(text_temperature=1.0, audio_temperature=1.0)
+FRAMES = 9
+SAMPLED = SamplingParams(text_temperature=2.0, audio_temperature=2.0)
 
 
 class EnginePromises:

@@ -1,6 +1,7 @@
 """Calls that outlast every ring buffer, and processes that outlast many calls."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -42,6 +43,22 @@ def test_nothing_piles_up(tiny: Path) -> None:
     _calls(engine, 20)
     assert _live_tensors() == tensors
     assert _resident_bytes() - resident < 4 * 2**20
+
+
+def test_any_thread_may_step(tiny: Path) -> None:
+    """Loaded here and stepped there, one thread at a time: the same tokens, and no denormals to slow it down."""
+    engine = Engine.load(tiny, slots=2, device="cpu")
+    pcm = sound(8, engine.frame_size, seed=32)
+    wanted = converse(engine, 0, pcm)
+
+    def elsewhere() -> tuple[Call, float]:
+        call = converse(engine, 0, pcm)
+        return call, float(torch.full((64,), 1e-38).mul(1e-3).sum())
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        got, smallest = pool.submit(elsewhere).result()
+    assert_same(got, wanted)
+    assert smallest == 0.0
 
 
 def _calls(engine: Engine, count: int) -> None:
