@@ -1,0 +1,200 @@
+"""One call from the first frame to the last: say these frames, keep what comes back, report what happened.
+
+**The clock.** Everything is placed on the call's frame clock, which starts with the caller's first sample. The
+model's frame n belongs to the caller's frame n: that is how the model was trained and how the two channels of
+a recording are aligned, sample by sample. A caller hears the model's frame later, because frame n must be
+complete, and the next one too, before the model's sound of frame n exists (160 ms with Moshi's delays), and
+because of the network: that difference is measured and reported as `delay_ms`.
+
+Where sound was lost (the server says so about once a second) silence takes its place, so that what follows
+is aligned again.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from client.activity import Turn
+from client.errors import ClientError
+from client.link import OPUS_DELAY_SAMPLES, Event, Link, Piece, Sound
+from client.recording import Recording
+from client.sound import FRAME_S, FRAME_SIZE, SAMPLE_RATE_HZ, Pcm
+from server.protocol import FRAME_MS, SessionStart, Stats
+
+__all__ = ["CallReport", "Quantiles", "TimedPiece", "hold_call"]
+
+_POLL_S: Final = 0.05
+_MODEL_DELAY_FRAMES: Final = 4  # no known model is further behind its input
+_QUIET_S: Final = 0.3
+_QUIET_WHILE_BEHIND_S: Final = 3.0
+
+
+class TimedPiece(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of the model's text and the place in the model's sound at which it was written, in seconds."""
+
+    text: str
+    t_s: float
+
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
+    """The spread of a time, in milliseconds."""
+
+    p50: float
+    p95: float
+    max: float
+
+
+class CallReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened in a call. Times in seconds on the call's clock (see this module) unless named otherwise.
+
+    `first_audio_delay_s` runs from the caller's first sample to the arrival of the model's first sound, silent
+    or not. `delay_ms` is, for every frame of the model, the time from its place on the clock to its arrival;
+    it needs real time and is None at any other speed. `dropped_ms` and `skipped_ms` are what the server lost
+    of the model's and of the caller's sound, `max_lag_ms` the most that waited there.
+    """
+
+    url: str
+    session: str | None
+    adapter: str | None
+    text: str
+    pieces: list[TimedPiece]
+    turns: list[Turn]
+    first_audio_delay_s: float | None
+    delay_ms: Quantiles | None
+    speed: float
+    duration_s: float
+    frames_sent: int
+    frames_received: int
+    dropped_ms: int
+    skipped_ms: int
+    max_lag_ms: int
+
+
+async def hold_call(
+    link: Link, frames: Iterable[Pcm], recording: Recording, *, url: str = "", speed: float = 1.0
+) -> CallReport:
+    """Say `frames` (float32 [FRAME_SIZE] each) at `speed` times real time and listen until the model is through.
+
+    `frames` is asked for one frame at a time, when it is due, so it may decide by what was heard how to go on.
+    A server that allows less than `speed` is obeyed. Raises ClientError.
+    """
+    call = _Call(link, recording, speed)
+    try:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(call.speak(frames))
+            both.create_task(call.listen())
+    except* ClientError as problems:
+        raise problems.exceptions[0] from None
+    return call.report(url)
+
+
+class _Call:
+    def __init__(self, link: Link, recording: Recording, speed: float) -> None:
+        self._link = link
+        self._recording = recording
+        self._wanted_speed = speed
+        self._slowest = speed
+        self._began_at = time.monotonic()
+        self._spoken = False
+        self._frames_sent = 0
+        self._samples_received = 0
+        self._samples_lost = 0
+        self._sound_at = 0.0
+        self._first_audio_s: float | None = None
+        self._delays_ms: list[float] = []
+        self._pieces: list[TimedPiece] = []
+        self._stats = Stats(lag_ms=0, dropped_ms=0)
+        self._max_lag_ms = 0
+
+    async def speak(self, frames: Iterable[Pcm]) -> None:
+        """Send every frame when a microphone would have completed it."""
+        self._began_at = due = time.monotonic()
+        for frame in frames:
+            speed = min(self._wanted_speed, max(1.0, self._link.max_speed))
+            self._slowest = min(self._slowest, speed)
+            due += FRAME_S / speed
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await self._link.send(frame)
+            self._frames_sent += 1
+            self._recording.user(frame)
+        self._sound_at = time.monotonic()
+        self._spoken = True
+
+    async def listen(self) -> None:
+        """Take what comes until everything was said and nothing more comes."""
+        while not self._over():
+            event = await self._link.receive(_POLL_S)
+            if event is not None:
+                self._take(event)
+
+    def report(self, url: str) -> CallReport:
+        """Sum up."""
+        session: SessionStart | None = self._link.session
+        delay = self._delay() if self._slowest == 1.0 else None
+        heard_after_s = delay.p50 / 1000 if delay else None
+        return CallReport(
+            url=url,
+            session=session.id if session else None,
+            adapter=session.adapter if session else None,
+            text="".join(piece.text for piece in self._pieces).strip(),
+            pieces=self._pieces,
+            turns=self._recording.turns([piece.t_s for piece in self._pieces], heard_after_s=heard_after_s),
+            first_audio_delay_s=self._first_audio_s,
+            delay_ms=delay,
+            speed=self._slowest,
+            duration_s=round(self._frames_sent * FRAME_S, 2),
+            frames_sent=self._frames_sent,
+            frames_received=self._frames_received(),
+            dropped_ms=self._stats.dropped_ms,
+            skipped_ms=self._stats.skipped_ms,
+            max_lag_ms=self._max_lag_ms,
+        )
+
+    def _over(self) -> bool:
+        if not self._spoken:
+            return False
+        behind = self._frames_sent - self._frames_received() - self._samples_lost // FRAME_SIZE
+        patience_s = _QUIET_S if behind <= _MODEL_DELAY_FRAMES else _QUIET_WHILE_BEHIND_S
+        return time.monotonic() - self._sound_at > patience_s
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Sound):
+            self._hear(event)
+        elif isinstance(event, Piece):
+            self._pieces.append(TimedPiece(text=event.text, t_s=round(max(0.0, self._position_s() - FRAME_S), 3)))
+        elif isinstance(event, Stats):
+            self._note_loss(event)
+
+    def _hear(self, sound: Sound) -> None:
+        self._sound_at = now = time.monotonic()
+        if self._first_audio_s is None:
+            self._first_audio_s = round(now - self._began_at, 3)
+        self._delays_ms.append(1000 * (now - self._began_at - self._position_s()))
+        self._samples_received += len(sound.pcm)
+        self._recording.model(sound.pcm)
+
+    def _note_loss(self, stats: Stats) -> None:
+        """Fill the place of what was lost since the last message with silence."""
+        lost = stats.dropped_ms + stats.skipped_ms - self._stats.dropped_ms - self._stats.skipped_ms
+        self._stats = stats
+        self._max_lag_ms = max(self._max_lag_ms, stats.lag_ms)
+        samples = max(0, round(lost / FRAME_MS)) * FRAME_SIZE
+        self._samples_lost += samples
+        self._recording.model(np.zeros(samples, np.float32))
+
+    def _position_s(self) -> float:
+        """Where the model's next sample belongs on the call's clock."""
+        return (self._samples_received + self._samples_lost) / SAMPLE_RATE_HZ
+
+    def _frames_received(self) -> int:
+        return (self._samples_received + OPUS_DELAY_SAMPLES) // FRAME_SIZE
+
+    def _delay(self) -> Quantiles | None:
+        if not self._delays_ms:
+            return None
+        p50, p95, most = (round(float(q), 1) for q in np.percentile(self._delays_ms, (50, 95, 100)))
+        return Quantiles(p50=p50, p95=p95, max=most)

@@ -1,0 +1,63 @@
+"""Everything that can end a call badly, each with the exit code of the command line.
+
+Every message is a whole sentence: what happened, what was expected, what to do.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "CallLostError",
+    "ClientError",
+    "NotAuthorisedError",
+    "RefusedError",
+    "ServerFullError",
+    "SoundFileError",
+    "UnreachableError",
+]
+
+
+class ClientError(Exception):
+    """Base of the tree: a call or a file failed in a way that the user can act upon."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SoundFileError(ClientError):
+    """A sound file cannot be read or written."""
+
+    exit_code = 2
+
+
+class UnreachableError(ClientError):
+    """Nothing answers at the server's address, or what answers is not a dialogue server."""
+
+    exit_code = 3
+
+
+class NotAuthorisedError(ClientError):
+    """The server wants a token (HTTP 401 or 403 before the upgrade)."""
+
+    exit_code = 4
+
+
+class RefusedError(ClientError):
+    """The server refused this call and said why."""
+
+    exit_code = 5
+
+    def __init__(self, reason: str, *, code: int) -> None:
+        super().__init__(f"The server refused the call: {reason or 'it gave no reason'} (close code {code}).")
+        self.reason = reason
+        self.code = code
+
+
+class ServerFullError(RefusedError):
+    """Every slot is taken and the queue is full: try again later."""
+
+    exit_code = 6
+
+
+class CallLostError(ClientError):
+    """The connection ended or fell silent before the call was over."""
+
+    exit_code = 7
