@@ -22,7 +22,7 @@ from client.activity import Turn
 from client.errors import ClientError
 from client.link import OPUS_DELAY_SAMPLES, Event, Link, Piece, Sound
 from client.recording import Recording
-from client.sound import FRAME_S, FRAME_SIZE, SAMPLE_RATE_HZ, Pcm
+from client.sound import FRAME_S, FRAME_SIZE, Pcm
 from server.protocol import FRAME_MS, SessionStart, Stats
 
 __all__ = ["CallReport", "Quantiles", "TimedPiece", "hold_call"]
@@ -97,12 +97,12 @@ class _Call:
         self._link = link
         self._recording = recording
         self._wanted_speed = speed
-        self._slowest = speed
+        self._fastest = 0.0
         self._began_at = time.monotonic()
         self._spoken = False
         self._frames_sent = 0
         self._samples_received = 0
-        self._samples_lost = 0
+        self._frames_lost = 0
         self._sound_at = 0.0
         self._first_audio_s: float | None = None
         self._delays_ms: list[float] = []
@@ -115,7 +115,7 @@ class _Call:
         self._began_at = due = time.monotonic()
         for frame in frames:
             speed = min(self._wanted_speed, max(1.0, self._link.max_speed))
-            self._slowest = min(self._slowest, speed)
+            self._fastest = max(self._fastest, speed)
             due += FRAME_S / speed
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             await self._link.send(frame)
@@ -134,7 +134,7 @@ class _Call:
     def report(self, url: str) -> CallReport:
         """Sum up."""
         session: SessionStart | None = self._link.session
-        delay = self._delay() if self._slowest == 1.0 else None
+        delay = self._delay() if self._fastest == 1.0 else None
         heard_after_s = delay.p50 / 1000 if delay else None
         return CallReport(
             url=url,
@@ -145,7 +145,7 @@ class _Call:
             turns=self._recording.turns([piece.t_s for piece in self._pieces], heard_after_s=heard_after_s),
             first_audio_delay_s=self._first_audio_s,
             delay_ms=delay,
-            speed=self._slowest,
+            speed=self._fastest,
             duration_s=round(self._frames_sent * FRAME_S, 2),
             frames_sent=self._frames_sent,
             frames_received=self._frames_received(),
@@ -157,7 +157,7 @@ class _Call:
     def _over(self) -> bool:
         if not self._spoken:
             return False
-        behind = self._frames_sent - self._frames_received() - self._samples_lost // FRAME_SIZE
+        behind = self._frames_sent - self._frames_received() - self._frames_lost
         patience_s = _QUIET_S if behind <= _MODEL_DELAY_FRAMES else _QUIET_WHILE_BEHIND_S
         return time.monotonic() - self._sound_at > patience_s
 
@@ -165,7 +165,7 @@ class _Call:
         if isinstance(event, Sound):
             self._hear(event)
         elif isinstance(event, Piece):
-            self._pieces.append(TimedPiece(text=event.text, t_s=round(max(0.0, self._position_s() - FRAME_S), 3)))
+            self._pieces.append(TimedPiece(text=event.text, t_s=round(max(0.0, self._position_s() - FRAME_S), 2)))
         elif isinstance(event, Stats):
             self._note_loss(event)
 
@@ -182,13 +182,13 @@ class _Call:
         lost = stats.dropped_ms + stats.skipped_ms - self._stats.dropped_ms - self._stats.skipped_ms
         self._stats = stats
         self._max_lag_ms = max(self._max_lag_ms, stats.lag_ms)
-        samples = max(0, round(lost / FRAME_MS)) * FRAME_SIZE
-        self._samples_lost += samples
-        self._recording.model(np.zeros(samples, np.float32))
+        frames = max(0, round(lost / FRAME_MS))
+        self._frames_lost += frames
+        self._recording.model(np.zeros(frames * FRAME_SIZE, np.float32))
 
     def _position_s(self) -> float:
-        """Where the model's next sample belongs on the call's clock."""
-        return (self._samples_received + self._samples_lost) / SAMPLE_RATE_HZ
+        """Where the model's next frame belongs on the call's clock."""
+        return (self._frames_received() + self._frames_lost) * FRAME_S
 
     def _frames_received(self) -> int:
         return (self._samples_received + OPUS_DELAY_SAMPLES) // FRAME_SIZE

@@ -22,7 +22,7 @@ _INK, _FAINT = "#1f2933", "#9aa5b1"
 _USER, _MODEL, _GAP, _OVERLAP = "#2f6db5", "#d9622b", "#3f9c75", "#c0392b"
 _USER_LANE, _MODEL_LANE = 1.0, -1.0
 _BIN_S = 0.01
-_CHARACTER_S = 0.011  # of the width of the whole picture, for one character of a word
+_CHARACTER_SHARE = 0.008  # of the picture's width, for one character of a word
 _ROW_INCHES = 2.15
 
 
@@ -93,7 +93,7 @@ def _draw_wave(axes: "Axes", pcm: Pcm, *, lane: float, colour: str) -> None:
 def _draw_gap(axes: "Axes", turn: Turn) -> None:
     """The time between the user's end and the model's start, or their overlap."""
     if turn.reply is None or turn.latency_s is None:
-        axes.text(turn.user.end_s, _MODEL_LANE, " no answer", fontsize=9, color=_OVERLAP, va="center")
+        axes.text(turn.user.end_s, 0.0, " no answer", fontsize=9, color=_OVERLAP, va="center")
         return
     colour = _GAP if turn.latency_s >= 0 else _OVERLAP
     axes.axvspan(turn.user.end_s, turn.reply.start_s, ymin=0.26, ymax=0.96, color=colour, alpha=0.16, linewidth=0)
@@ -112,11 +112,12 @@ def _draw_gap(axes: "Axes", turn: Turn) -> None:
 
 
 def _draw_words(axes: "Axes", words: Sequence[Word], length_s: float) -> None:
-    """Words at their time under the model's wave; on two lines, pushed right where they would collide."""
+    """Words at their time under the model's wave, on two lines; one that would collide moves to the right."""
     free_s = [0.0, 0.0]
     for word in words:
-        line = 0 if free_s[0] <= word.t_s or free_s[0] <= free_s[1] else 1
+        line = 0 if free_s[0] <= max(word.t_s, free_s[1]) else 1
         at_s = max(word.t_s, free_s[line])
-        axes.text(at_s, -2.4 - 0.62 * line, word.text, fontsize=9.5, color=_INK, va="center")
+        text = axes.text(at_s, -2.4 - 0.62 * line, word.text, fontsize=9.5, color=_INK, va="center", clip_on=True)
+        text.set_in_layout(False)
         axes.plot([word.t_s, word.t_s], [_MODEL_LANE - 0.95, _MODEL_LANE - 0.8], color=_INK, linewidth=0.8)
-        free_s[line] = at_s + (len(word.text) + 1.2) * _CHARACTER_S * length_s * 0.72
+        free_s[line] = at_s + (len(word.text) + 1.2) * _CHARACTER_SHARE * length_s
