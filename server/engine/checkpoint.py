@@ -13,7 +13,8 @@ import safetensors
 import torch
 from moshi.models import loaders
 
-from server.errors import CheckpointError
+from server.engine.params import SamplingParams
+from server.errors import CheckpointError, SamplingError
 
 __all__ = ["MINI", "Checkpoint", "load_checkpoint"]
 
@@ -27,6 +28,13 @@ _DEFAULT_NAMES = {
     "moshi_name": loaders.MOSHI_NAME,
     "mimi_name": loaders.MIMI_NAME,
     "tokenizer_name": loaders.TEXT_TOKENIZER_NAME,
+}
+_SAMPLING_NAMES = {
+    "use_sampling": "use_sampling",
+    "temp_text": "text_temperature",
+    "top_k_text": "text_topk",
+    "temp": "audio_temperature",
+    "top_k": "audio_topk",
 }
 _UPSTREAM_FAILURES = (
     AssertionError,
@@ -43,12 +51,16 @@ _UPSTREAM_FAILURES = (
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A loaded model: upstream's `LMModel`, `MimiModel` and sentencepiece tokenizer, and where they came from."""
+    """A loaded model: upstream's `LMModel`, `MimiModel` and sentencepiece tokenizer, and where they came from.
+
+    `sampling` is what the checkpoint's `lm_gen_config` recommends.
+    """
 
     name: str
     lm: Any
     mimi: Any
     text_tokenizer: Any
+    sampling: SamplingParams
 
 
 def load_checkpoint(source: str | Path, *, device: torch.device, dtype: torch.dtype) -> Checkpoint:
@@ -66,6 +78,7 @@ def load_checkpoint(source: str | Path, *, device: torch.device, dtype: torch.dt
         lm=_build(info.moshi_weights, "language model", lambda: info.get_moshi(device=device, dtype=dtype)),
         mimi=_build(info.mimi_weights, "codec", lambda: info.get_mimi(device=device)),
         text_tokenizer=_build(info.tokenizer, "tokenizer", info.get_text_tokenizer),
+        sampling=_recommended(source, info.lm_gen_config),
     )
     _check_fit(checkpoint)
     return checkpoint
@@ -145,6 +158,17 @@ def _check_plain(info: Any) -> None:
                 expected="a plain dialogue model in bf16, fp16 or fp32",
                 remedy="use the model's plain variant",
             )
+
+
+def _recommended(source: str | Path, lm_gen_config: dict[str, Any]) -> SamplingParams:
+    """The checkpoint's own sampling, in upstream's names for `LMGen`; what it does not name keeps our default."""
+    known = {ours: lm_gen_config[theirs] for theirs, ours in _SAMPLING_NAMES.items() if theirs in lm_gen_config}
+    try:
+        return SamplingParams(**known)
+    except SamplingError as error:
+        raise CheckpointError(
+            source, got=f"lm_gen_config with {error.got}", expected=error.expected, remedy="correct config.json"
+        ) from error
 
 
 def _build(path: Path | str, part: str, make: Any) -> Any:

@@ -117,6 +117,11 @@ class Engine:
         return self._checkpoint.name
 
     @property
+    def recommended_sampling(self) -> SamplingParams:
+        """What the checkpoint's `lm_gen_config` asks for; `open` uses it when no parameters are given."""
+        return self._checkpoint.sampling
+
+    @property
     def device(self) -> str:
         """Where the model runs, for example "cpu" or "cuda:0"."""
         return str(self._device)
@@ -190,7 +195,7 @@ class Engine:
     ) -> int:
         """Start a conversation in a closed slot, with no memory of the last one there.
 
-        `seed` is 0 to 2**63 - 1; None draws one. Returns the seed in use, for the journal: with the same seed,
+        `params` default to `recommended_sampling`. `seed` is 0 to 2**63 - 1; None draws one. Returns the seed in use, for the journal: with the same seed,
         parameters and sound the slot says the same again. `adapter` is kept for adapters and must be None.
         Raises `SlotError`, `AdapterError`, or `EngineError` for a bad seed.
         """
@@ -203,7 +208,7 @@ class Engine:
             self._codec.reset(row_B)
             self._temporal.reset(row_B)
             self._columns.reset(row_B)
-            self._sampling.set(slot, params or SamplingParams(), seed)
+            self._sampling.set(slot, params or self.recommended_sampling, seed)
         self._open[slot] = True
         return seed
 

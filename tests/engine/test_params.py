@@ -1,12 +1,15 @@
 """The ranges of sampling parameters, by hand and from JSON."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from server.engine import SamplingParams
-from server.errors import SamplingError
+from server.engine import Engine, SamplingParams
+from server.errors import CheckpointError, SamplingError
+from tests.tiny_checkpoint import write_tiny_checkpoint
 
 GOOD = [
     {"use_sampling": False},
@@ -81,3 +84,23 @@ def test_greedy_per_stream() -> None:
 def test_frozen() -> None:
     with pytest.raises(AttributeError):
         SamplingParams().text_topk = 3  # type: ignore[misc]
+
+
+def test_a_checkpoint_recommends_its_own_sampling(tmp_path: Path) -> None:
+    """`lm_gen_config` speaks of `LMGen`; `open` without parameters samples as it says."""
+    folder = write_tiny_checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["lm_gen_config"] = {"temp": 0.5, "temp_text": 0.0, "top_k": 7}
+    (folder / "config.json").write_text(json.dumps(config))
+    engine = Engine.load(folder, slots=1, device="cpu")
+    assert engine.recommended_sampling == SamplingParams(audio_temperature=0.5, text_temperature=0, audio_topk=7)
+
+
+def test_a_checkpoint_with_impossible_sampling_is_refused(tmp_path: Path) -> None:
+    """The file and the field are named."""
+    folder = write_tiny_checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["lm_gen_config"] = {"temp": -1}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="audio_temperature"):
+        Engine.load(folder, slots=1, device="cpu")
