@@ -195,8 +195,9 @@ class Engine:
     ) -> int:
         """Start a conversation in a closed slot, with no memory of the last one there.
 
-        `params` default to `recommended_sampling`. `seed` is 0 to 2**63 - 1; None draws one. Returns the seed in use, for the journal: with the same seed,
-        parameters and sound the slot says the same again. `adapter` is kept for adapters and must be None.
+        `params` default to `recommended_sampling`. `seed` is 0 to 2**63 - 1; None draws one. Returns the seed in
+        use, for the journal: with the same seed, parameters and sound the slot says the same again. `adapter` is
+        kept for adapters and must be None.
         Raises `SlotError`, `AdapterError`, or `EngineError` for a bad seed.
         """
         self._check_slot(slot, must_be_open=False)
