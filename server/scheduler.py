@@ -113,6 +113,7 @@ class Scheduler:
                 if (wait_s := self._tick()) != 0.0:
                     self._wake.wait(wait_s)
                     self._wake.clear()
+            self._obey()
         except DuologueError as problem:
             self._fail(str(problem))
         except Exception as problem:

@@ -19,6 +19,9 @@ __all__ = ["ChatSocket"]
 log = logging.getLogger(__name__)
 
 _PARTING_S: Final = 2.0
+_SWALLOW_S: Final = 0.5
+"""An oversized message goes on arriving, and is thrown away, for so long before the connection is closed: closing
+with bytes unread would reset it, and the peer would lose what it was told."""
 _LONGEST_REASON_BYTES: Final = 123
 
 
@@ -104,4 +107,5 @@ class _Response(web.WebSocketResponse):
             sentence = f"got a message that is too long; expected at most {self._limit} bytes; send shorter ones"
             with contextlib.suppress(ConnectionError):
                 await self.send_bytes(protocol.error(sentence))
+                await asyncio.sleep(_SWALLOW_S)
         return await super().close(code=code, message=message, drain=drain)

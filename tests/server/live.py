@@ -1,0 +1,96 @@
+"""A real server on a real socket inside a test's event loop, and proof that it left nothing behind."""
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from server.app import Server
+from server.config import ServerConfig
+from server.engine import Engine
+from server.scheduler import Health
+from server.session import Session
+from tests.server.guard import TEST_TASK
+
+Loaded = type[Engine]
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    """Look again and again: for things that tell nobody when they change. The test's timeout is the limit."""
+    while not reached():  # noqa: ASYNC110 - see above
+        await asyncio.sleep(0.01)
+
+
+class LiveServer:
+    """What a test may ask of a running server. `server` is for looking inside."""
+
+    def __init__(self, server: Server, url: str, running: asyncio.Task[bool]) -> None:
+        self.server = server
+        self.url = url
+        self.running = running
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as client, client.get(self.url + path) as response:
+            return response.status, await response.text()
+
+    def count(self, name: str, **labels: str) -> float:
+        """Read a sample of the server's metrics."""
+        value = self.server.metrics.registry.get_sample_value(name, labels)
+        assert value is not None, f"no such metric: {name} {labels}"
+        return value
+
+    @property
+    def open_slots(self) -> tuple[int, ...]:
+        return self.server.scheduler._engine.open_slots
+
+    async def empty(self) -> None:
+        """Wait until nobody is left, in the desk and in the engine."""
+        await until(lambda: not (self.server.desk.busy or self.server.desk._present or self.open_slots))
+
+
+@asynccontextmanager
+async def serving(
+    checkpoint: Path, *, slots: int = 2, engine: Loaded = Engine, ready: bool = True, **settings: Any
+) -> AsyncIterator[LiveServer]:
+    """Serve until the block ends, then check that tasks, threads, slots and sessions are gone."""
+    defaults: dict[str, Any] = {"port": 0, "max_speed": 1000.0, "drain_s": 5.0}
+    if task := asyncio.current_task():
+        task.set_name(TEST_TASK)
+    tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
+    server = Server(ServerConfig(**(defaults | settings)), lambda: engine.load(checkpoint, slots=slots, device="cpu"))
+    address: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+    running = asyncio.create_task(server.run(lambda host, port: address.set_result((host, port))))
+    host, port = await address
+    live = LiveServer(server, f"http://{host}:{port}", running)
+    try:
+        if ready:
+            await until(lambda: server.scheduler.health is not Health.LOADING)
+        yield live
+    finally:
+        server.end()
+        await running
+    await _nothing_left(server, tasks, threads)
+
+
+async def _nothing_left(server: Server, tasks: set[asyncio.Task[Any]], threads: set[threading.Thread]) -> None:
+    await asyncio.sleep(0.02)  # aiohttp's own transports close a turn of the loop later
+    left = {task for task in asyncio.all_tasks() - tasks - {asyncio.current_task()} if not task.done()}
+    assert not left, f"tasks left: {left}"
+    engine_threads = [thread for thread in set(threading.enumerate()) - threads if thread.name.startswith("duologue")]
+    for thread in engine_threads:
+        await asyncio.to_thread(thread.join, 5)
+        assert not thread.is_alive(), f"thread left: {thread.name}"
+    assert server.desk.busy == server.desk.waiting == 0
+    assert not server.desk.views()
+    assert server.scheduler.model is None or not server.scheduler._engine.open_slots
+    assert await asyncio.to_thread(_count_in_memory, Session) == 0, "sessions left in memory"
+
+
+def _count_in_memory(kind: type) -> int:
+    gc.collect()
+    return sum(type(thing) is kind for thing in gc.get_objects())
