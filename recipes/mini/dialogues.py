@@ -20,21 +20,31 @@ from recipes.mini.augment import noise, on_the_way, resampled
 from recipes.mini.bank import Utterance
 from recipes.mini.codec import FRAME_SAMPLES, SAMPLE_RATE
 
-__all__ = ["Cast", "Conversation", "Writer"]
+__all__ = ["Cast", "Conversation", "Spoken", "Writer"]
 
 GAP_S = (0.12, 0.26)
 YIELD_S = (0.20, 0.32)
 BACKCHANNELS = ("Mm-hm.", "Yes.", "Okay.", "Right.")
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """A reply, or its beginning, that starts at frame `start`. sound: float32 [S'], whole frames."""
+
+    sentence: str
+    start: int
+    sound: np.ndarray
+
+
 @dataclass
 class Conversation:
-    """user, model: float32 [S]; text: int64 [T]; heard: (word, end_s) of the user's words."""
+    """user, model: float32 [S]; text: int64 [T]; heard: (word, end_s) of the user's words; spoken: what the model says."""
 
     user: np.ndarray
     model: np.ndarray
     text: np.ndarray
     heard: list[tuple[str, float]] = field(default_factory=list)
+    spoken: list[Spoken] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -179,6 +189,7 @@ class Writer:
         if 0 < len(sound) < len(reply.sound):
             fade = min(960, len(sound))
             sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+        talk.spoken.append(Spoken(reply.sentence, start, sound))
         piece = sound[: max(0, len(talk.model) - start * FRAME_SAMPLES)]
         talk.model[start * FRAME_SAMPLES : start * FRAME_SAMPLES + len(piece)] += piece
         text.lay_out(talk.text, reply.words, reply.sentence, self._tokenizer, start, min(stop, len(talk.text)))

@@ -53,14 +53,19 @@ def lay_out(
     start_frame: int,
     stop_frame: int,
 ) -> None:
-    """Write the pieces of `sentence` into `text_T` (int [T]): each word from the frame it starts in.
+    """Write the pieces of `sentence` into `text_T` (int [T]): the first word from the frame it starts in, the others
+    one frame earlier.
+
+    That frame matters. Where text and sound begin in the same frame, the sound before a word already gives it away
+    (the tongue moves early, an aligner marks late): teacher-forced, the text stream then follows the sound and never
+    learns to listen to the caller. Nothing precedes the first word but silence.
 
     `words` are the aligned words with times from `start_frame` on; nothing is written from `stop_frame` on. A word
     whose predecessor still has pieces to place starts when those are out.
     """
     free = start_frame
-    for spelled, (_, begin_s, _) in zip(sentence.split(), words, strict=True):
-        frame = max(free, start_frame + math.floor(begin_s / FRAME_S))
+    for place, (spelled, (_, begin_s, _)) in enumerate(zip(sentence.split(), words, strict=True)):
+        frame = max(free, start_frame + math.floor(begin_s / FRAME_S) - (place > 0))
         pieces = tokenizer.encode(spelled)
         if frame >= stop_frame:
             return

@@ -18,13 +18,15 @@ import torch
 from moshi.models.compression import MimiModel
 
 from recipes.mini import align, codec, voices, wordings
-from recipes.mini.dialogues import BACKCHANNELS, Cast, Conversation, Writer
+from recipes.mini.codec import FRAME_SAMPLES
+from recipes.mini.dialogues import BACKCHANNELS, Cast, Conversation, Spoken, Writer
 from recipes.mini.text import train_tokenizer
 
-__all__ = ["heard_vocabulary", "tokenizer_at"]
+__all__ = ["Encoder", "heard_vocabulary", "tokenizer_at"]
 
 SHARD_S = 1300  # seconds of sound in a shard
-GROUP_S = 21  # seconds encoded at once
+GROUP_S = 42  # seconds encoded at once
+LEAD_FRAMES, TAIL_FRAMES = 60, 12  # silence round a reply when it is encoded
 
 
 def heard_vocabulary() -> list[str]:
@@ -38,13 +40,44 @@ def tokenizer_at(path: Path) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(str(path)) if path.exists() else train_tokenizer(path)
 
 
-@torch.no_grad()
-def encode(mimi: MimiModel, talks: list[Conversation]) -> np.ndarray:
-    """int16 [N, 1 + 2 K, T] of conversations of one length."""
-    sounds = np.stack([t.model for t in talks] + [t.user for t in talks])[:, None]
-    codes = mimi.encode(torch.from_numpy(sounds)).numpy()
-    texts = np.stack([t.text for t in talks])[:, None]
-    return np.concatenate([texts, codes[: len(talks)], codes[len(talks) :]], 1).astype(np.int16)
+class Encoder:
+    """Conversations to tokens.
+
+    The caller's side is encoded as it sounds. The model's side is put together from replies encoded once each, from
+    silence to silence: nothing ever encodes what the model says when it is served, so its tokens may be the
+    same every time, which makes them easy to learn and to turn into sound.
+    """
+
+    def __init__(self, mimi: MimiModel) -> None:
+        self._mimi = mimi
+        self._said: dict[tuple[str, int], np.ndarray] = {}
+        self.silence = self._encode(np.zeros(LEAD_FRAMES * FRAME_SAMPLES, np.float32))[:, -1:]
+
+    def encode(self, talks: list[Conversation]) -> np.ndarray:
+        """int16 [N, 1 + 2 K, T] of conversations of one length."""
+        with torch.no_grad():
+            users = self._mimi.encode(torch.from_numpy(np.stack([t.user for t in talks])[:, None])).numpy()
+        models = np.stack([self._model_side(t) for t in talks])
+        texts = np.stack([t.text for t in talks])[:, None]
+        return np.concatenate([texts, models, users], 1).astype(np.int16)
+
+    def _model_side(self, talk: Conversation) -> np.ndarray:
+        codes = np.repeat(self.silence, len(talk.text), axis=1)
+        for spoken in talk.spoken:
+            piece = self._reply(spoken)[:, : max(0, len(talk.text) - spoken.start)]
+            codes[:, spoken.start : spoken.start + piece.shape[1]] = piece
+        return codes
+
+    def _reply(self, spoken: Spoken) -> np.ndarray:
+        key = (spoken.sentence, len(spoken.sound))
+        if key not in self._said:
+            around = (LEAD_FRAMES * FRAME_SAMPLES, TAIL_FRAMES * FRAME_SAMPLES)
+            self._said[key] = self._encode(np.pad(spoken.sound, around))[:, LEAD_FRAMES:]
+        return self._said[key]
+
+    @torch.no_grad()
+    def _encode(self, sound: np.ndarray) -> np.ndarray:
+        return self._mimi.encode(torch.from_numpy(sound)[None, None])[0].numpy()
 
 
 def heard_labels(talk: Conversation, vocabulary: dict[str, int]) -> np.ndarray:
@@ -62,7 +95,7 @@ def write_shards(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    mimi = codec.load_weights(codec.build(), arguments.codec)
+    encoder = Encoder(codec.load_weights(codec.build(), arguments.codec))
     tokenizer = tokenizer_at(arguments.out / "tokenizer.model")
     vocabulary = {w: i for i, w in enumerate(heard_vocabulary())}
     written_s, index = 0.0, 0
@@ -77,7 +110,7 @@ def write_shards(arguments: argparse.Namespace) -> None:
         talks, codes = [], []
         for _ in range(max(1, int(SHARD_S / (frames * 0.08)) // group)):
             part = [writer.conversation(frames) for _ in range(group)]
-            codes.append(encode(mimi, part))
+            codes.append(encoder.encode(part))
             talks += part
         heard = np.stack([heard_labels(t, vocabulary) for t in talks])
         target = arguments.out / f"shard_{arguments.seed}_{index:05d}.npz"

@@ -27,6 +27,7 @@ from recipes.mini import bank, codec, voices
 from recipes.mini.augment import noise, on_the_way
 from recipes.mini.codec import FRAME_SAMPLES
 from recipes.mini.spectra import mel_filters
+from recipes.mini.tokens import LEAD_FRAMES
 from recipes.mini.train_encoder import voice_weights
 
 ROWS = 8
@@ -48,7 +49,7 @@ class Pairs:
 
     def _own_sounds(self, folder: Path) -> list[np.ndarray]:
         utterances, pcm = bank.load(folder, voices.MODEL_VOICE)
-        return [np.pad(bank.sound_of(u, pcm), (14 * FRAME_SAMPLES, 18 * FRAME_SAMPLES)) for u in utterances]
+        return [np.pad(bank.sound_of(u, pcm), (LEAD_FRAMES * FRAME_SAMPLES, 20 * FRAME_SAMPLES)) for u in utterances]
 
     @torch.no_grad()
     def _encoded(self, sound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -63,8 +64,9 @@ class Pairs:
 
     def _crop(self) -> tuple[np.ndarray, np.ndarray]:
         rng = self._rng
-        codes, sound = self._own[rng.integers(len(self._own))] if rng.random() < OWN_SHARE else self._other()
-        start = int(rng.integers(codes.shape[1] - FRAMES + 1))
+        own = rng.random() < OWN_SHARE
+        codes, sound = self._own[rng.integers(len(self._own))] if own else self._other()
+        start = int(rng.integers(LEAD_FRAMES - 14 if own else 0, codes.shape[1] - FRAMES + 1))
         return codes[:, start : start + FRAMES], sound[start * FRAME_SAMPLES : (start + FRAMES) * FRAME_SAMPLES]
 
     def _other(self) -> tuple[np.ndarray, np.ndarray]:
