@@ -19,7 +19,8 @@ HOP_S = 0.01
 _HOP = round(HOP_S * SAMPLE_RATE_HZ)
 _QUIET_DBFS = -50.0  # nothing below this is called speech
 _BELOW_LOUD_DB = 30.0  # speech stays within this range of a side's loud parts
-_ABOVE_FLOOR_DB = 10.0  # and this much above its background noise
+_ABOVE_FLOOR_DB = 8.0  # and this much above its background noise
+_LOUDEST_HOPS = 10  # a click is loud for a shorter time
 _SHORTEST_SPEECH_S = 0.06
 _BRIDGE_S = 0.2  # gaps between words
 USER_PAUSE_S = 1.0  # a user's pause shorter than this stays inside the turn
@@ -89,7 +90,7 @@ def _threshold_dbfs(levels: npt.NDArray[np.float32]) -> float:
     audible = levels[levels > _QUIET_DBFS]
     if not len(audible):
         return _QUIET_DBFS
-    loud = float(np.percentile(audible, 95))
+    loud = float(np.sort(audible)[-_LOUDEST_HOPS:][0])
     threshold = max(_QUIET_DBFS, loud - _BELOW_LOUD_DB)
     over_noise = float(np.percentile(levels, 10)) + _ABOVE_FLOOR_DB
     # A recording without any pause has no floor to measure: its tenth percentile is speech.
@@ -118,10 +119,10 @@ def turns(
     """
     asked = join_spans(user, pause_s=USER_PAUSE_S)
     replies = join_spans(model, pause_s=MODEL_PAUSE_S)
-    limits_s = [span.start_s for span in asked[1:]] + [float("inf")]
+    limits_s = [*(span.start_s for span in asked[1:]), float("inf")]
     return [
         _turn(span, _reply(span, limit_s, replies), text_times_s, heard_after_s)
-        for span, limit_s in zip(asked, limits_s, strict=True)
+        for span, limit_s in zip(asked, limits_s, strict=False)  # nobody asked: a limit is left over
     ]
 
 

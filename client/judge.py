@@ -5,6 +5,7 @@ faster-whisper and a model folder, which the development extras carry; nothing e
 """
 
 import importlib.resources
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,19 @@ __all__ = ["Recogniser", "agrees", "word_error_rate", "words"]
 
 _WHISPER_RATE_HZ = 16_000
 _TOLERANCE = 0.1  # share of words: none in a short answer, two in a telling of twenty
+_MINUS = re.compile(r"(?<![a-z])\s*-\s*(?=\d)", re.IGNORECASE)
 _normalise = EnglishTextNormalizer()
 
 
 def words(text: str) -> list[str]:
-    """`text` in lower case without punctuation, numbers as digits: "Two and three!" -> ["2", "and", "3"]."""
-    return str(_normalise(text)).split()
+    """`text` in lower case without punctuation, numbers as digits: "Two + three!" -> ["2", "plus", "3"]."""
+    plain = str(_normalise(_in_words(text)))
+    return _in_words(plain).split()  # the normaliser itself writes "two plus four" as "2 +4"
+
+
+def _in_words(text: str) -> str:
+    """Signs of sums as words, which is how they are spoken; a hyphen is no sign."""
+    return _MINUS.sub(" minus ", text.replace("+", " plus ").replace("=", " is "))
 
 
 def word_error_rate(expected: str, said: str) -> float:
