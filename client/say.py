@@ -5,6 +5,7 @@ This file owns the command line and what is printed. The call itself is `client.
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,10 @@ _SAMPLING: Final = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line of `duologue say`."""
     parser.add_argument("file", type=Path, help="what to say: WAV, FLAC or Ogg/Opus of any rate, mono or stereo")
-    parser.add_argument("--url", default=DEFAULT_URL, help="the server (default: %(default)s)")
+    url = os.environ.get("DUOLOGUE_URL", DEFAULT_URL)
+    parser.add_argument(
+        "--url", default=url, help="the server (default: %(default)s; the environment variable DUOLOGUE_URL changes it)"
+    )
     parser.add_argument("--out", type=Path, metavar="REPLY.wav", help="write the model's sound here")
     parser.add_argument("--stereo", type=Path, metavar="CALL.wav", help="write both sides: user left, model right")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of sentences")
