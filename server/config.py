@@ -100,7 +100,7 @@ def load_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
     for source, fields in sources:
         _check(source, fields)
         values |= fields
-    return msgspec.convert(values, ServerConfig, strict=False)
+    return _convert(values)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -139,6 +139,17 @@ def _check(source: str, fields: Mapping[str, Any]) -> None:
             known = ", ".join(ServerConfig.__struct_fields__)
             raise ConfigError(name, got=f"an unknown name in {source}", expected=f"one of {known}")
         try:
-            msgspec.convert({name: value}, ServerConfig, strict=False)
+            _convert({name: value})
         except msgspec.ValidationError as problem:
             raise ConfigError(name, got=f"{value!r} in {source}", expected=EXPECTED[name]) from problem
+
+
+def _convert(fields: Mapping[str, Any]) -> ServerConfig:
+    return msgspec.convert(fields, ServerConfig, strict=False, dec_hook=_to_path)
+
+
+def _to_path(kind: type, value: Any) -> Any:
+    """Make the one kind of field that msgspec does not know."""
+    if kind is not Path or not isinstance(value, str):
+        raise TypeError(f"no {kind} can be made of {value!r}")
+    return Path(value)

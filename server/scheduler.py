@@ -5,7 +5,7 @@ it when a frame is in an inbox; replies go back to the event loop, one hand-over
 sockets, queues or Opus, and it never waits for any of them.
 
 A step begins as soon as any open slot has a frame, and takes one frame from every slot that has one. Frames that
-arrive during a step share the next (docs/decisions/0003-step-as-soon-as-there-is-a-frame.md).
+arrive during a step share the next (docs/decisions/0004-step-as-soon-as-there-is-a-frame.md).
 """
 
 import asyncio
@@ -138,6 +138,7 @@ class Scheduler:
     def _fail(self, problem: str) -> None:
         self.problem = problem
         self._stopping = True
+        self._rows.clear()
         self._tell(Health.FAILED)
         self._obey()
 

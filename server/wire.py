@@ -75,7 +75,7 @@ class ChatSocket:
                 if sentence:
                     with contextlib.suppress(ConnectionError):
                         await self.send(protocol.error(sentence))
-                await self._response.close(code=code, message=sentence.encode()[:_LONGEST_REASON_BYTES])
+                await self._response.close(code=code, message=_shortened(sentence))
         except TimeoutError:
             log.debug("a peer did not take part in closing")
         finally:
@@ -85,6 +85,11 @@ class ChatSocket:
         """Free the connection even if bytes wait for a peer that will never read them."""
         if self._transport is not None and self._transport.get_write_buffer_size():
             self._transport.abort()
+
+
+def _shortened(sentence: str) -> bytes:
+    """Cut to what fits into a close frame, between characters."""
+    return sentence.encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore").encode()
 
 
 class _Response(web.WebSocketResponse):

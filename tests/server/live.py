@@ -87,8 +87,9 @@ async def _nothing_left(server: Server, tasks: set[asyncio.Task[Any]], threads: 
         assert not thread.is_alive(), f"thread left: {thread.name}"
     assert server.desk.busy == server.desk.waiting == 0
     assert not server.desk.views()
-    assert server.scheduler.model is None or not server.scheduler._engine.open_slots
-    assert await asyncio.to_thread(_count_in_memory, Session) == 0, "sessions left in memory"
+    if server.scheduler.health is Health.READY:  # the log of a failure holds the frames it happened in
+        assert not server.scheduler._engine.open_slots
+        assert await asyncio.to_thread(_count_in_memory, Session) == 0, "sessions left in memory"
 
 
 def _count_in_memory(kind: type) -> int:

@@ -194,7 +194,7 @@ async def test_a_client_that_sends_faster_than_it_may_is_skipped_and_told(tiny: 
 
 async def test_a_client_that_vanishes_is_noticed(tiny: Path) -> None:
     """It neither closes nor answers pings; its connection stays open."""
-    async with serving(tiny, heartbeat_s=0.3) as live, neighbour(live):
+    async with serving(tiny, heartbeat_s=1.0) as live, neighbour(live):
         reader, writer = await _upgraded_by_hand(live)
         assert (await reader.readexactly(3))[2:] == b"\x00", "the handshake, and then silence"
         await until(lambda: live.count("duologue_sessions_total", end_reason="lost") == 1)
@@ -214,7 +214,7 @@ async def test_a_client_whose_connection_breaks_is_noticed(tiny: Path) -> None:
 def test_every_setting_notices_a_dead_peer_within_20_s() -> None:
     """aiohttp rounds waits beyond 5 s up to whole seconds, and gives half the interval for the answer."""
     for interval in (ServerConfig().heartbeat_s, 12.0):
-        assert (interval + 1) + (interval / 2 + 1) <= 20.5 - 0.5
+        assert (interval + 1) + (interval / 2 + 1) <= 20
 
 
 async def _upgraded_by_hand(live: LiveServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -244,6 +244,7 @@ async def _upgraded_by_hand(live: LiveServer) -> tuple[asyncio.StreamReader, asy
         ("repetition_penalty=0", "repetition_penalty"),
         ("repetition_penalty_context=100000", "repetition_penalty_context"),
         ("consent=everything", "consent"),
+        ("consent=x" + "é" * 79, "consent"),
         ("resume_token=", "resume_token"),
         ("resume_token=" + "x" * 300, "resume_token"),
     ],

@@ -43,9 +43,9 @@ async def test_words_are_those_of_the_engine_alone(tiny: Path, rate: int) -> Non
     async with serving(tiny, slots=1) as live, calling(live.url, query, rate=rate) as caller:
         await caller.greeted()
         stream = [caller.encode(frame) for frame in frames]
+        expected = await asyncio.to_thread(_engine_alone, tiny, stream)
         for body in stream:
             await caller.send(1, body)
-        expected = await asyncio.to_thread(_engine_alone, tiny, stream)
         await caller.until(lambda: len(caller.words) >= len(expected) and len(caller.ogg) >= 14)
         assert caller.words == expected
         assert expected
@@ -112,6 +112,24 @@ async def test_at_24_khz_too(tiny_24k: Path) -> None:
     async with serving(tiny_24k, slots=1) as live, calling(live.url) as caller:
         await caller.greeted()
         assert len(await caller.talk(voice(6))) == 5
+
+
+async def test_the_log_holds_nothing_of_what_was_said(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "server")
+    async with serving(tiny) as live, calling(live.url, "?worker_auth_id=secret&resume_token=token") as caller:
+        await caller.greeted()
+        await caller.socket.send("a text frame")
+        await caller.talk(voice(12))
+        words = [body.decode().strip() for body in caller.bodies(2)]
+        identity = caller.session["id"]
+    said = [record.getMessage().replace(identity, "") for record in caplog.records if record.name.startswith("server")]
+    assert said == [
+        f"ready: {tiny} on cpu, 2 slots",
+        "call  has slot 0",
+        "call : ignored a message (text_frame)",
+        "call  ended: hang_up",
+    ]
+    assert words
 
 
 async def test_metrics_follow_a_conversation(tiny: Path) -> None:

@@ -1,0 +1,27 @@
+"""The guard over the event loop must be able to fail."""
+
+import asyncio
+import time
+
+from tests.server.guard import LoopGuard
+
+
+async def test_it_sees_a_callback_that_computes_for_long(loop_guard: LoopGuard) -> None:
+    def compute() -> None:
+        end = time.thread_time() + 0.15
+        while time.thread_time() < end:
+            pass
+
+    asyncio.get_running_loop().call_soon(compute)
+    await asyncio.sleep(0.01)
+    assert len(loop_guard.faults) == 1
+    assert "compute" in loop_guard.faults[0]
+    loop_guard.faults.clear()
+
+
+async def test_it_sees_blocking_calls_on_the_loop_and_only_there(loop_guard: LoopGuard) -> None:
+    await asyncio.to_thread(time.sleep, 0.001)
+    assert not loop_guard.faults
+    time.sleep(0.001)  # noqa: ASYNC251 - the fault to be seen
+    assert loop_guard.faults == ["time.sleep was called on the event loop"]
+    loop_guard.faults.clear()

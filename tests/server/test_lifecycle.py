@@ -1,0 +1,220 @@
+"""Start, readiness, failure, drain: inside one process, and as the operator's program with a real SIGTERM."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from server.engine import Engine, FrameOutput
+from tests.server.caller import calling, voice
+from tests.server.live import serving, until
+
+ROOT = Path(__file__).parents[2]
+
+
+async def test_health_and_info_of_a_ready_server(tiny: Path) -> None:
+    async with serving(tiny, slots=3) as live:
+        assert await live.get("/healthz") == (200, '{"alive": true}')
+        assert await live.get("/readyz") == (200, '{"state": "ready"}')
+        status, body = await live.get("/api/info")
+        info = json.loads(body)
+        assert status == 200
+        assert info["model"] == {"checkpoint": str(tiny), "device": "cpu"}
+        assert info["slots"] == {"total": 3, "busy": 0, "waiting": 0}
+        assert (info["adapter"], info["sample_rate"], info["frame_ms"]) == (None, 24000, 80)
+        assert info["model_sample_rate"] == 16000
+        assert {"duologue", "moshi", "torch", "sphn", "aiohttp", "python"} <= set(info["versions"])
+
+
+class SlowToLoad(Engine):
+    """Loads when it is told to."""
+
+    go = asyncio.Event()
+
+    @classmethod
+    def load(cls, *args: Any, **options: Any) -> Any:
+        asyncio.run(asyncio.wait_for(_seen(), 20))
+        return super().load(*args, **options)
+
+
+async def _seen() -> None:
+    await until(SlowToLoad.go.is_set)
+
+
+async def test_the_port_is_open_and_callers_are_told_while_the_model_loads(tiny: Path) -> None:
+    SlowToLoad.go.clear()
+    async with serving(tiny, engine=SlowToLoad, ready=False) as live:
+        assert (await live.get("/healthz"))[0] == 200
+        assert await live.get("/readyz") == (503, '{"state": "loading"}')
+        assert json.loads((await live.get("/api/info"))[1])["model"] is None
+        async with calling(live.url) as caller:
+            assert await caller.closed() == 4429
+            assert "while the model loads" in caller.errors[0]
+        SlowToLoad.go.set()
+        await until(lambda: live.server.scheduler.health == "ready")
+        async with calling(live.url) as caller:
+            await caller.greeted()
+
+
+class BreaksLater(Engine):
+    """A real engine that fails at its tenth frame after the warm-up."""
+
+    steps = 0
+
+    def step(self, pcm: Any, active: Any) -> FrameOutput:
+        if len(self.open_slots) < self.slots:
+            self.steps += 1
+            if self.steps == 10:
+                raise RuntimeError("out of memory")
+        return super().step(pcm, active)
+
+
+async def test_a_failing_engine_is_told_to_callers_and_ends_the_server(
+    tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tiny, slots=3, engine=BreaksLater) as live:
+        async with calling(live.url) as caller, calling(live.url) as silent:
+            await asyncio.gather(caller.greeted(), silent.greeted())
+            for frame in voice(12):
+                await caller.send(1, caller.encode(frame))
+            assert await caller.closed() == 1011
+            assert await silent.closed() == 1011
+            assert "model had failed" in silent.errors[0]
+        assert await live.running is False, "which becomes exit status 1"
+        assert live.server.scheduler.problem == "RuntimeError: out of memory"
+    assert "out of memory" in caplog.text
+
+
+async def test_a_checkpoint_that_is_not_there_ends_the_server(tmp_path: Path) -> None:
+    async with serving(tmp_path / "nothing", ready=False) as live:
+        assert await live.running is False
+        assert "no folder" in live.server.scheduler.problem
+
+
+async def test_drain_lets_calls_finish_and_sends_the_queue_away(tiny: Path) -> None:
+    async with serving(tiny, slots=1, drain_s=30.0) as live, calling(live.url) as first:
+        await first.greeted()
+        await first.talk(voice(3))
+        async with calling(live.url) as second:
+            await second.until(lambda: bool(second.notes))
+            live.server.end()
+            assert await second.closed() == 4429
+            assert "while the server stops" in second.errors[0]
+        assert await live.get("/readyz") == (503, '{"state": "draining"}')
+        assert (await live.get("/healthz"))[0] == 200
+        async with calling(live.url) as third:
+            assert await third.closed() == 4429
+        await first.talk(voice(5), answers=5)
+        assert not live.running.done()
+        await first.hang_up()
+        assert await live.running is True
+
+
+async def test_calls_that_outlive_the_drain_time_are_ended(tiny: Path) -> None:
+    async with serving(tiny, drain_s=0.2) as live, calling(live.url) as caller:
+        await caller.greeted()
+        live.server.end()
+        assert await caller.closed() == 1001
+        assert "a call that went on while the server stopped" in caller.errors[0]
+        assert await live.running is True
+
+
+async def test_a_second_signal_does_not_wait_for_calls(tiny: Path) -> None:
+    async with serving(tiny, drain_s=30.0) as live, calling(live.url) as caller:
+        await caller.greeted()
+        live.server.end()
+        await until(lambda: live.server.desk.draining)
+        live.server.end()
+        assert await caller.closed() == 1001
+        assert live.count("duologue_sessions_total", end_reason="drained") == 1
+        assert await live.running is True
+
+
+@asynccontextmanager
+async def _program(checkpoint: Path, **environment: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """`python -m server` as an operator starts it; gives the process and the address it logs."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "server", "--checkpoint", str(checkpoint), "--slots", "1", "--port", "0", "--max-speed", "1000"),
+        cwd=ROOT,
+        env=os.environ | environment,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    log = b""
+    try:
+        while not (found := re.search(rb"listening on (http://\S+),", log)):
+            line = await process.stderr.readline()
+            assert line, f"the program ended: {log.decode()}"
+            log += line
+        yield process, found[1].decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def _readiness(url: str, wanted: int) -> None:
+    """Ask until the answer is the wanted one: the program tells nobody of its own accord."""
+    async with aiohttp.ClientSession() as client:
+        while True:
+            async with client.get(url + "/readyz") as answer:
+                if answer.status == wanted:
+                    return
+            await asyncio.sleep(0.02)
+
+
+async def test_sigterm_drains_the_real_program(tiny: Path) -> None:
+    """Readiness goes at once and the call goes on; after a second signal it is told to go away."""
+    async with _program(tiny, DUOLOGUE_DRAIN_S="60") as (process, url):
+        await _readiness(url, 200)
+        async with calling(url) as caller:
+            await caller.greeted()
+            await caller.talk(voice(3))
+            process.send_signal(signal.SIGTERM)
+            await _readiness(url, 503)
+            async with calling(url) as late:
+                assert await late.closed() == 4429
+            await caller.talk(voice(5), answers=5)
+            process.send_signal(signal.SIGTERM)
+            assert await caller.closed() == 1001
+            assert "while the server stopped" in caller.errors[0]
+        assert await process.wait() == 0
+
+
+def _run(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server", *flags], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_bad_setting_ends_the_program_with_2_and_a_sentence() -> None:
+    done = _run("--slots", "many")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "duologue-server: got slots = 'many' in the flags; expected a number of callers served at once, or auto; "
+        "correct slots or leave it out\n"
+    )
+
+
+def test_a_bad_checkpoint_ends_the_program_with_1_and_a_sentence(tmp_path: Path) -> None:
+    done = _run("--checkpoint", str(tmp_path / "nothing"), "--port", "0", "--slots", "1")
+    assert done.returncode == 1
+    assert f"got no folder in {tmp_path / 'nothing'}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_needs_neither_torch_nor_a_checkpoint() -> None:
+    done = _run("--help")
+    assert done.returncode == 0
+    assert "--checkpoint" in done.stdout
