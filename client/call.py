@@ -11,6 +11,7 @@ is aligned again.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable
 from typing import Final
@@ -28,9 +29,9 @@ from server.protocol import FRAME_MS, SessionStart, Stats
 __all__ = ["CallReport", "Quantiles", "TimedPiece", "hold_call"]
 
 _POLL_S: Final = 0.05
-_MODEL_DELAY_FRAMES: Final = 4  # no known model is further behind its input
-_QUIET_S: Final = 0.3
-_QUIET_WHILE_BEHIND_S: Final = 3.0
+_PATIENCE_S: Final = ((1, 0.2), (4, 1.0), (math.inf, 3.0))
+"""How long to wait for more when everything is said and so many frames are unanswered. Moshi's models are one frame
+behind and so leave one unanswered for ever; no known model leaves more than four."""
 
 
 class TimedPiece(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +159,7 @@ class _Call:
         if not self._spoken:
             return False
         behind = self._frames_sent - self._frames_received() - self._frames_lost
-        patience_s = _QUIET_S if behind <= _MODEL_DELAY_FRAMES else _QUIET_WHILE_BEHIND_S
+        patience_s = next(seconds for frames, seconds in _PATIENCE_S if behind <= frames)
         return time.monotonic() - self._sound_at > patience_s
 
     def _take(self, event: Event) -> None:

@@ -60,8 +60,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours, without what an outer `make` told its children."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | more
+    """Ours, without what an outer `make test ARGS=...` told its children."""
+    return {key: value for key, value in os.environ.items() if key != "ARGS" and not key.startswith("MAKE")} | more
 
 
 def test_every_command_has_its_test() -> None:
@@ -111,33 +111,33 @@ def test_serve(clone: Path, unused_tcp_port: int) -> None:
 @contextmanager
 def running(command: str, folder: Path, settings: dict[str, str]) -> Iterator[None]:
     """Run a command and its children in a group of their own, and end the group as a terminal would."""
-    process = subprocess.Popen(
-        command.split(),
-        cwd=folder,
-        env=settings,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    with process:
-        try:
-            yield
-        finally:
-            os.killpg(process.pid, signal.SIGINT)
-            output, _ = process.communicate(timeout=30)
-    assert b"Traceback" not in output
+    log = folder / "command.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command.split(), cwd=folder, env=settings, start_new_session=True, stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=30)
+        print(log.read_text())
+    assert "Traceback" not in log.read_text()
 
 
 def wait_until_ready(port: int) -> None:
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as response:
-                assert response.status == 200
-                return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)
-    pytest.fail("not ready within a minute")
+    while not is_ready(f"http://127.0.0.1:{port}/readyz"):
+        assert time.monotonic() < deadline, "not ready within a minute"
+        time.sleep(0.2)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, ConnectionError):
+        return False
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
