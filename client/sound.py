@@ -61,6 +61,8 @@ def _resampled(file: soundfile.SoundFile, channel: Channel) -> Iterator[Pcm]:
 
 
 def _open(path: Path) -> soundfile.SoundFile:
+    if not path.exists():
+        raise SoundFileError(f"Cannot read {path}: there is no such file.")
     try:
         return soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError) as error:
