@@ -66,12 +66,14 @@ def _script(voice: str) -> list[dict]:
     held = voice in voices.HELDOUT
     asked = [q.__dict__ for q in wordings.questions()]
     rng.shuffle(asked)
-    lines = _balanced(asked)
+    telling = [line for line in asked if line["category"] == "tellings"]  # few, and needed in every voice
+    lines = [_filler(t) for t in wordings.BACKCHANNELS] + telling
+    lines += _balanced([line for line in asked if line not in telling])
     if held:
         unheard = [q.__dict__ | {"kind": f"heldout-{q.kind}"} for q in wordings.questions(heldout_wordings=True)]
         rng.shuffle(unheard)
         return [line for pair in zip(lines[:100], _balanced(unheard)[:100], strict=False) for line in pair]
-    filler = [_filler(t) for t in wordings.phonetic_filler()]
+    filler = [_filler(t) for t in wordings.phonetic_filler() if t not in wordings.BACKCHANNELS]
     rng.shuffle(filler)
     mixed = []
     for i, line in enumerate(lines):

@@ -19,12 +19,13 @@ from recipes.mini import bank, text, voices, wordings
 from recipes.mini.augment import noise, on_the_way, resampled
 from recipes.mini.bank import Utterance
 from recipes.mini.codec import FRAME_SAMPLES, SAMPLE_RATE
+from recipes.mini.wordings import BACKCHANNELS, TELLINGS
 
 __all__ = ["Cast", "Conversation", "Spoken", "Writer"]
 
+SHARES = {"telling": 0.06, "capital": 0.22, "sum": 0.3, "greeting": 0.24, "name": 0.18}  # of the questions
 GAP_S = (0.12, 0.26)
 YIELD_S = (0.20, 0.32)
-BACKCHANNELS = ("Mm-hm.", "Yes.", "Okay.", "Right.")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Spoken:
 
 @dataclass
 class Conversation:
-    """user, model: float32 [S]; text: int64 [T]; heard: (word, end_s) of the user's words; spoken: what the model says."""
+    """user, model: float32 [S]; text: int64 [T]; heard: (word, end_s) of the user's; spoken: the model's."""
 
     user: np.ndarray
     model: np.ndarray
@@ -151,12 +152,8 @@ class Writer:
 
     def _question(self, voice: str) -> Utterance:
         rng, asked = self._rng, self._cast.asked[voice]
-        replies = list(asked)
-        if rng.random() < 0.08:
-            tellings = [r for r in replies if len(r) > 80]
-            replies = tellings or replies
-        elif rng.random() < 0.3:
-            replies = [r for r in replies if r.startswith("The capital")] or replies
+        wanted = list(SHARES)[rng.choice(len(SHARES), p=list(SHARES.values()))]
+        replies = [r for r in asked if _topic(r) == wanted] or list(asked)
         options = asked[replies[rng.integers(len(replies))]]
         return options[rng.integers(len(options))]
 
@@ -211,6 +208,16 @@ class Writer:
     def _distant(self) -> np.ndarray:
         voice = self._pick_voice()
         return self._cast.sound(self._question(voice)) * 10 ** (float(self._rng.uniform(-32, -24)) / 20)
+
+
+def _topic(reply: str) -> str:
+    if reply in TELLINGS.values():
+        return "telling"
+    if reply.startswith("The capital"):
+        return "capital"
+    if reply.startswith("Nice to meet you, "):
+        return "name"
+    return "sum" if " plus " in reply or " minus " in reply else "greeting"
 
 
 def _maybe(rng: np.random.Generator, chance: float, make: Callable[[], np.ndarray]) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ from moshi.models.compression import MimiModel
 
 from recipes.mini import align, codec, voices, wordings
 from recipes.mini.codec import FRAME_SAMPLES
-from recipes.mini.dialogues import BACKCHANNELS, Cast, Conversation, Spoken, Writer
+from recipes.mini.dialogues import Cast, Conversation, Spoken, Writer
 from recipes.mini.text import train_tokenizer
 
 __all__ = ["Encoder", "heard_vocabulary", "tokenizer_at"]
@@ -31,7 +31,7 @@ LEAD_FRAMES, TAIL_FRAMES = 60, 12  # silence round a reply when it is encoded
 
 def heard_vocabulary() -> list[str]:
     """Words callers say in training; the index in this list is the label, 0 is none."""
-    spoken = [q.text for q in wordings.questions()] + list(BACKCHANNELS)
+    spoken = [q.text for q in wordings.questions()] + list(wordings.BACKCHANNELS)
     return ["", *sorted({w for line in spoken for w in align.words_of(line)})]
 
 

@@ -90,6 +90,7 @@ class Distance(nn.Module):
             )
 
     def forward(self, made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Scalar distance of float32 [B, S] and [B, S]."""
         total = torch.zeros(())
         for size in SIZES:
             a, b = _magnitude(made, size), _magnitude(real, size)

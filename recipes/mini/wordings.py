@@ -12,13 +12,24 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["NUMBERS", "TELLINGS", "Question", "domain", "heldout", "phonetic_filler", "questions", "replies"]
+__all__ = [
+    "BACKCHANNELS",
+    "NUMBERS",
+    "TELLINGS",
+    "Question",
+    "domain",
+    "heldout",
+    "phonetic_filler",
+    "questions",
+    "replies",
+]
 
 _HERE = Path(__file__).parent
 NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty"
 ).split()
+BACKCHANNELS = ("Mm-hm.", "Yes.", "Okay.", "Right.")
 LARGEST_SUM = 10
 CAPITALS = 20
 
