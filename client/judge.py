@@ -71,7 +71,8 @@ class Recogniser:
         """What is said in float32 [samples] at 24 kHz; an empty string when nothing is."""
         sound = soxr.resample(pcm, SAMPLE_RATE_HZ, _WHISPER_RATE_HZ)
         segments, _ = self._model.transcribe(sound, language="en", beam_size=1, condition_on_previous_text=False)
-        return " ".join(segment.text.strip() for segment in segments)
+        text = " ".join(segment.text.strip() for segment in segments)
+        return text if words(text) else ""
 
 
 def _packaged_model() -> Path:

@@ -146,7 +146,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         target
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text())
         if "://" not in target and not (page.parent / target).exists()
-        if MINI.exists() or target != "docs/demo.png"  # the model's own demo draws it
     ]
     assert not missing
 
