@@ -144,7 +144,7 @@ class CallDesk:
             raise LoadingError
         session = Session(
             model=self._scheduler.model,
-            parameters=read_parameters(query),
+            parameters=read_parameters(query, self._scheduler.model.recommended_sampling),
             config=self._config,
             metrics=self._metrics,
             codec_pool=self._codec_pool,

@@ -28,24 +28,24 @@ class CallParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Accepted and, in this version, without effect: every call is a new one."""
 
 
-def read_parameters(query: Mapping[str, str]) -> CallParameters:
+def read_parameters(query: Mapping[str, str], recommended: SamplingParams | None = None) -> CallParameters:
     """Check the stock page's nine sampling parameters, `consent` and `resume_token`; others are ignored.
 
-    Raises `ParameterError`.
+    What the caller leaves out is as `recommended` by the checkpoint. Raises `ParameterError`.
     """
     return CallParameters(
-        sampling=_sampling(query),
+        sampling=_sampling(query, recommended or SamplingParams()),
         seed=_seed(query),
         consent=_consent(query.get("consent", "")),
         resume_token=_resume_token(query.get("resume_token")),
     )
 
 
-def _sampling(query: Mapping[str, str]) -> SamplingParams:
+def _sampling(query: Mapping[str, str], recommended: SamplingParams) -> SamplingParams:
     numbers: dict[str, Any] = {name: _number(name, query[name], float) for name in _FRACTIONS if name in query}
     numbers |= {name: _number(name, query[name], int) for name in _WHOLE if name in query}
     try:
-        return SamplingParams(**numbers)
+        return msgspec.structs.replace(recommended, **numbers)
     except SamplingError as problem:
         raise ParameterError(problem.field, query[problem.field], expected=problem.expected) from problem
 

@@ -234,4 +234,5 @@ def _describe(engine: Engine) -> ModelInfo:
         frame_rate=engine.frame_rate,
         tokenizer=engine.text_tokenizer,
         silent_tokens=frozenset((engine.text_padding_id, engine.end_of_text_padding_id)),
+        recommended_sampling=engine.recommended_sampling,
     )

@@ -17,6 +17,7 @@ import msgspec
 from server import protocol
 from server.boxes import HeardFrame, Inbox, Outbox, Reply
 from server.config import ServerConfig
+from server.engine import SamplingParams
 from server.metrics import FrameResult, IgnoredMessage, Metrics, Stage
 from server.parameters import CallParameters
 from server.protocol import Consent, ConsentChange, Kind, SessionStart, Stats
@@ -41,6 +42,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     frame_rate: float
     tokenizer: Any
     silent_tokens: frozenset[int]
+    recommended_sampling: SamplingParams
 
     @property
     def frame_s(self) -> float:

@@ -32,6 +32,14 @@ def test_what_the_stock_page_sends_by_default_is_the_default() -> None:
     assert parameters.seed is not None
 
 
+def test_what_is_left_out_is_as_the_checkpoint_recommends() -> None:
+    recommended = SamplingParams(text_temperature=0, audio_topk=7)
+    sampling = read_parameters({"audio_topk": "9"}, recommended).sampling
+    assert sampling == SamplingParams(text_temperature=0, audio_topk=9)
+    with pytest.raises(ParameterError, match="audio_topk"):
+        read_parameters({"audio_topk": "-9"}, recommended)
+
+
 def test_each_parameter_arrives() -> None:
     for name in set(STOCK_PAGE) - {"text_seed", "audio_seed"}:
         changed = read_parameters({name: "3"}).sampling
