@@ -67,14 +67,14 @@ def test_the_engine_knows_only_errors_and_itself() -> None:
     assert not wrong
 
 
-def test_only_the_scheduler_its_makers_and_the_parameters_know_the_engine() -> None:
+def test_few_rooms_know_the_engine() -> None:
     knowing = {
         path.name
         for path in (ROOT / "server").glob("*.py")
         for name in imported(path)
         if within(name, {"server.engine"})
     }
-    assert knowing == {"scheduler.py", "parameters.py", "app.py", "__main__.py"}
+    assert knowing == {"scheduler.py", "session.py", "parameters.py", "app.py", "__main__.py"}
 
 
 @pytest.mark.parametrize("path", LIGHT)

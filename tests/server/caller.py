@@ -94,12 +94,12 @@ class Caller:
     def encode(self, samples: Samples) -> bytes:
         return bytes(self._encoder.append_pcm(samples))
 
-    async def say(self, frames: Iterable[Samples], *, ahead: int = 8) -> None:
-        """Send frames as fast as they are answered, at most `ahead` without an answer."""
+    async def say(self, frames: Iterable[Samples], *, ahead: int = 3) -> None:
+        """Send frames as fast as they are answered, with at most `ahead` answers outstanding."""
         first = len(self.ogg)
         for count, frame in enumerate(frames):
             await self.send(1, self.encode(frame))
-            await self.until(lambda count=count: len(self.ogg) - first >= count - ahead)
+            await self.until(lambda count=count: len(self.ogg) - first >= count + 1 - ahead)
 
     async def talk(self, frames: list[Samples], *, answers: int | None = None) -> list[bytes]:
         """Say it all and wait for every answer. The first frame of a call has none: the model is a frame behind."""

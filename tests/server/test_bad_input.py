@@ -36,7 +36,10 @@ async def _alone(live: LiveServer) -> tuple[list[bytes], str]:
 
 @asynccontextmanager
 async def neighbour(live: LiveServer) -> AsyncIterator[Caller]:
-    """A caller who talks meanwhile, in slot 0, and must hear exactly what it hears when alone."""
+    """A caller who talks meanwhile, in slot 0, and must hear exactly what it hears when alone.
+
+    It has fewer answers outstanding than the smallest outbox of these tests, so a slow machine costs it nothing.
+    """
     expected_ogg, expected_words = await _alone(live)
     await live.empty()
     async with calling(live.url, SEED) as caller:
