@@ -10,7 +10,8 @@ SPEECH = Path(__file__).parents[1] / "assets" / "speech"
 
 
 def _manifest() -> dict[str, list[str]]:
-    return json.loads((RECIPE / "manifest.json").read_text())
+    manifest: dict[str, list[str]] = json.loads((RECIPE / "manifest.json").read_text())
+    return manifest
 
 
 def test_no_heldout_or_reserved_voice_is_in_the_training_manifest() -> None:

@@ -1,6 +1,7 @@
 """The text side of the domain."""
 
 import pytest
+
 from recipes.mini import wordings
 
 
