@@ -19,10 +19,11 @@ from concurrent.futures import Future
 from enum import StrEnum
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from server.boxes import HeardFrame, Reply
-from server.engine import Engine, FrameOutput
+from server.engine import Engine, FrameOutput, StageSeconds
 from server.errors import CheckpointError, DuologueError, ServerFailedError
 from server.metrics import Metrics, Stage
 from server.session import ModelInfo, Session
@@ -213,11 +214,13 @@ class Scheduler:
             )
             for slot, session, frame in taken
         ]
-        self._post(lambda: self._deliver(replies, stepped_at - began_at))
+        self._post(lambda: self._deliver(replies, stepped_at - began_at, out.stages))
 
-    def _deliver(self, replies: list[tuple[Session, Reply]], step_s: float) -> None:
+    def _deliver(self, replies: list[tuple[Session, Reply]], step_s: float, stages: StageSeconds) -> None:
         """On the event loop again."""
         self._metrics.observe(Stage.STEP, step_s)
+        for stage, seconds in msgspec.structs.asdict(stages).items():
+            self._metrics.observe(Stage(stage), seconds)
         if step_s > self._frame_s:
             self._metrics.overruns.inc()
         for session, reply in replies:

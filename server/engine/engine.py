@@ -15,6 +15,7 @@ number of slots gives the same tokens except where two logits are equal to about
 """
 
 import secrets
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,13 +34,23 @@ from server.engine.params import SamplingParams
 from server.engine.sampling import RowSampling
 from server.errors import AdapterError, EngineError, FrameError, SlotError
 
-__all__ = ["Engine", "FrameOutput"]
+__all__ = ["Engine", "FrameOutput", "StageSeconds"]
 
 _SEED_BITS = 63
 _LOUDEST = 16.0
 """Samples are meant to lie within -1 and 1; beyond this the sender is broken, not loud."""
 _WARM_UP_FRAMES = 4
 _MOST_SLOTS = 4096
+
+
+class StageSeconds(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one step's time went, in seconds, for all rows together. On a GPU: until the work was queued."""
+
+    encode: float
+    temporal: float
+    """The text token's choice is in it."""
+    depth: float
+    decode: float
 
 
 class FrameOutput(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -61,6 +72,8 @@ class FrameOutput(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     damaged: Tensor
     """bool `[slots]`: the frame given to this active row was not sound (NaN, infinite, or beyond 16 times full
     scale) and was heard as silence."""
+    stages: StageSeconds
+    """Where the step's time went."""
 
 
 class Engine:
@@ -236,7 +249,7 @@ class Engine:
         with torch.inference_mode(), no_compile():
             sound_B = pcm_BS.abs().amax(dim=1) <= _LOUDEST  # False for NaN
             heard_BS = pcm_BS.masked_fill(~(moving_B & sound_B)[:, None], 0.0)
-            tokens, logprob, spoken = self._advance(heard_BS.to(self._device), moving_B)
+            tokens, logprob, spoken, stages = self._advance(heard_BS.to(self._device), moving_B)
         # Tensors made in inference mode refuse later writes; their copies are ordinary ones.
         tokens = tokens.cpu().clone()
         return FrameOutput(
@@ -245,6 +258,7 @@ class Engine:
             tokens=tokens,
             logprob=logprob.cpu().clone(),
             damaged=moving_B & ~sound_B,
+            stages=stages,
         )
 
     def warm_up(self, frames: int = _WARM_UP_FRAMES) -> None:
@@ -263,19 +277,30 @@ class Engine:
         for slot in range(self._slots):
             self.close(slot)
 
-    def _advance(self, pcm_BS: Tensor, moving_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One frame's work. Returns the complete column, its text's log-probability, and its sound."""
+    def _advance(self, pcm_BS: Tensor, moving_B: Tensor) -> tuple[Tensor, Tensor, Tensor, StageSeconds]:
+        """One frame's work. Returns the complete column, its text's log-probability, its sound, and the times."""
         columns, sampling = self._columns, self._sampling
+        began = time.perf_counter()
         user = self._codec.encode(pcm_BS, columns.hears(moving_B))[:, : self._user_codebooks]
         columns.hear(user, moving_B)
+        encoded = time.perf_counter()
         sampling.begin_frame(columns.step_B)
         hidden, logits = self._temporal(columns.next_input(moving_B), moving_B)
         text, text_logprob = sampling.pick_text(logits)
+        thought = time.perf_counter()
         audio = self._depth(text, hidden, sampling.pick_audio)
         sampling.remember(text, moving_B)
         columns.speak(text, audio, text_logprob, moving_B)
         tokens, logprob, out_B = columns.complete(moving_B)
-        return tokens, logprob, self._codec.decode(tokens[:, 1 : 1 + self.model_codebooks], out_B)
+        voiced = time.perf_counter()
+        spoken = self._codec.decode(tokens[:, 1 : 1 + self.model_codebooks], out_B)
+        stages = StageSeconds(
+            encode=encoded - began,
+            temporal=thought - encoded,
+            depth=voiced - thought,
+            decode=time.perf_counter() - voiced,
+        )
+        return tokens, logprob, spoken, stages
 
     def _check_slot(self, slot: int, *, must_be_open: bool) -> None:
         if not _is_whole(slot, 0, self._slots - 1):

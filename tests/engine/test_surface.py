@@ -9,7 +9,7 @@ from server.engine import Engine, FrameOutput
 
 
 def test_exports() -> None:
-    assert server.engine.__all__ == ["Engine", "FrameOutput", "SamplingParams"]
+    assert server.engine.__all__ == ["Engine", "FrameOutput", "SamplingParams", "StageSeconds"]
 
 
 def test_members() -> None:
@@ -22,6 +22,7 @@ def test_members() -> None:
         "warm_up",
         "checkpoint",
         "device",
+        "recommended_sampling",
         "slots",
         "open_slots",
         "sample_rate",
@@ -41,4 +42,5 @@ def test_members() -> None:
         "tokens",
         "logprob",
         "damaged",
+        "stages",
     ]

@@ -143,8 +143,22 @@ async def test_metrics_follow_a_conversation(tiny: Path) -> None:
         assert live.count("duologue_sessions_total", end_reason="hang_up") == 1
         answered = sum(live.count("duologue_frames_total", result=result) for result in ("on_time", "late"))
         assert answered == 9
-        for stage, count in {"ingest": 10, "emit": 9, "total": 9}.items():
+        stages = {
+            "ingest": 10,
+            "step": 10,
+            "encode": 10,
+            "temporal": 10,
+            "depth": 10,
+            "decode": 10,
+            "emit": 9,
+            "total": 9,
+        }
+        for stage, count in stages.items():
             assert live.count("duologue_tick_duration_seconds_count", stage=stage) == count
+        parts = ("encode", "temporal", "depth", "decode")
+        spent = {stage: live.count("duologue_tick_duration_seconds_sum", stage=stage) for stage in (*parts, "step")}
+        assert all(seconds > 0 for seconds in spent.values())
+        assert sum(spent[part] for part in parts) <= spent["step"]
         status, text = await live.get("/metrics")
         assert status == 200
         assert 'duologue_tick_duration_seconds_bucket{le="0.08",stage="total"}' in text
