@@ -22,7 +22,7 @@ NAMES = {
     "mimi_config_name": "mimi_config.json",
     "tokenizer_name": "tokenizer.model",
     "model_type": "moshi",
-    "lm_gen_config": {"temp": 0.6, "temp_text": 0.3, "top_k": 50, "top_k_text": 10},
+    "lm_gen_config": {"temp": 0.0, "temp_text": 0.0, "top_k": 250, "top_k_text": 25},  # greedy unless a caller asks
 }
 
 
