@@ -9,10 +9,12 @@ files of the npm package kokoro-js 1.2.1 unpacked as `DIR/assets/package`.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from pathlib import Path
 KOKORO_SHA256 = "6e742170d309016e"
 ENCODER_MINUTES, DECODER_MINUTES, LM_MINUTES, LONG_MINUTES = 27.0, 60.0, 60.0, 20.0
 SHORT_FRAMES, LONG_FRAMES = 256, 768
+SPEECH = Path("tests/assets/speech")
 # Freed gigabytes handed back to the kernel and asked for again cost a third of the time of every stage.
 MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -36,16 +39,28 @@ class Recipe:
         self.bank, self.assets = work / "bank", work / "assets"
         self.codec, self.decoder = work / "codec", work / "decoder"
         self.shards, self.long_shards, self.lm = work / "shards", work / "long_shards", work / "lm"
+        self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def start(self, module: str, *arguments: object) -> subprocess.Popen[bytes]:
         """Start one stage in the background, its output appended to `MODULE.log`."""
         command = [sys.executable, "-m", f"recipes.mini.{module}", *map(str, arguments)]
-        log = (self.work / f"{module}.log").open("ab")
-        return subprocess.Popen(command, env=os.environ | MEMORY | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+        with (self.work / f"{module}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, env=os.environ | MEMORY | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log
+            )
+        self._running.append((module, process))
+        return process
 
     def run(self, module: str, *arguments: object) -> None:
         """Run one stage to its end."""
         finish(self.start(module, *arguments), module)
+
+    def end_all(self) -> None:
+        """Stop whatever still runs: two writers on the same files would spoil both."""
+        for _, process in self._running:
+            process.terminate()
+        for _, process in self._running:
+            process.wait()
 
     def everything(self) -> None:
         """All stages in order; two of them at a time where they do not need each other."""
@@ -56,38 +71,37 @@ class Recipe:
         if not (self.codec / "codec.pt").exists():
             self.run("train_encoder", "--bank", self.bank, "--out", self.codec, "--minutes", ENCODER_MINUTES)
         self.language_model()
-        tokenizer = self.shards / "tokenizer.model"
-        states = ("--decoder", self.decoder / "decoder.pt", "--lm", self.lm / "lm.pt", "--tokenizer", tokenizer)
-        self.run("export", *states, "--out", self.out)
-        self.run(
-            "evaluate",
-            "--checkpoint",
-            self.out,
-            "--bank",
-            self.bank,
-            "--recognise",
-            40,
-            "--json",
-            self.work / "evaluation.json",
-        )
+        self.checkpoint()
 
     def language_model(self) -> None:
         """Language model on one core; conversations and then the decoder on the other."""
         frozen = ("--bank", self.bank, "--codec", self.codec / "codec.pt")
         decoder = self.start("train_decoder", *frozen, "--out", self.decoder, "--minutes", DECODER_MINUTES)
-        for shards, frames, minutes in (
-            (self.shards, SHORT_FRAMES, LM_MINUTES),
-            (self.long_shards, LONG_FRAMES, LM_MINUTES + LONG_MINUTES),
+        for seed, (shards, frames, minutes) in enumerate(
+            (
+                (self.shards, SHORT_FRAMES, LM_MINUTES),
+                (self.long_shards, LONG_FRAMES, LM_MINUTES + LONG_MINUTES),
+            )
         ):
             shards.mkdir(parents=True, exist_ok=True)
             if shards is self.long_shards:
                 shutil.copyfile(self.shards / "tokenizer.model", shards / "tokenizer.model")
-            seed = len(list(shards.parent.glob("shards*"))) + frames
-            writer = self.start("tokens", *frozen, "--out", shards, "--seed", seed, "--frames", frames)
+            writer = self.start("tokens", *frozen, "--out", shards, "--seed", seed + 1, "--frames", frames)
             schedule = ("--minutes", minutes, "--schedule-minutes", LM_MINUTES + LONG_MINUTES)
             self.run("train_lm", "--shards", shards, "--out", self.lm, *schedule)
             writer.terminate()
+            writer.wait()
         finish(decoder, "train_decoder")
+
+    def checkpoint(self) -> None:
+        """The checkpoint folder, what it was trained on, the shipped questions, and how good it is."""
+        states = ("--decoder", self.decoder / "decoder.pt", "--lm", self.lm / "lm.pt")
+        self.run("export", *states, "--tokenizer", self.shards / "tokenizer.model", "--out", self.out)
+        self.run("manifest", "--bank", self.bank)
+        self.run("assets", "--bank", self.bank, "--assets", self.assets, "--out", SPEECH)
+        measured = ("--checkpoint", self.out, "--bank", self.bank)
+        self.run("evaluate", *measured, "--recognise", 40, "--json", self.work / "evaluation.json")
+        self.run("scenes", *measured, "--json", self.work / "scenes.json")
 
 
 def finish(process: subprocess.Popen[bytes], module: str) -> None:
@@ -125,7 +139,17 @@ def main() -> None:
     if missing:
         sys.exit(f"not on the PATH: {', '.join(missing)}; install flite, festival and espeak-ng")
     arguments.work.mkdir(parents=True, exist_ok=True)
-    Recipe(arguments.work, arguments.out).everything()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with (arguments.work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"another run works in {arguments.work}: wait for it or name another folder")
+        recipe = Recipe(arguments.work, arguments.out)
+        try:
+            recipe.everything()
+        finally:
+            recipe.end_all()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ ended in each frame (0: none).
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -98,7 +99,9 @@ def write_shards(arguments: argparse.Namespace) -> None:
     encoder = Encoder(codec.load_weights(codec.build(), arguments.codec))
     tokenizer = tokenizer_at(arguments.out / "tokenizer.model")
     vocabulary = {w: i for i, w in enumerate(heard_vocabulary())}
-    written_s, index = 0.0, 0
+    state = arguments.out / f"writer_{arguments.seed}.json"
+    index = json.loads(state.read_text())["next"] if state.exists() else 0  # a restart must not write the same again
+    written_s = 0.0
     writer, loaded = _writer(arguments, tokenizer, index), time.monotonic()
     while written_s < arguments.hours * 3600:
         while len(list(arguments.out.glob("shard_*.npz"))) >= arguments.ahead:
@@ -118,6 +121,7 @@ def write_shards(arguments: argparse.Namespace) -> None:
         target.with_suffix(".tmp.npz").rename(target)
         written_s += len(talks) * frames * 0.08
         index += 1
+        state.write_text(json.dumps({"next": index}))
 
 
 def _writer(arguments: argparse.Namespace, tokenizer: sentencepiece.SentencePieceProcessor, index: int) -> Writer:
