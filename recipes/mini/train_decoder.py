@@ -3,8 +3,8 @@
 Encoder and codebooks do not change any more. Mostly the model's own voice is trained, standing on the frame grid
 after silence exactly as the language model will say it; a share of other voices keeps replays intelligible.
 Losses: log-magnitude and spectral convergence at four resolutions and a mel distance (as in Parallel WaveGAN,
-Yamamoto et al. 2020), and from `--adversarial-from` minutes on a small multi-resolution spectrogram discriminator
-with a hinge loss and feature matching (as in SoundStream, Zeghidour et al. 2021).
+Yamamoto et al. 2020), and, if asked for, from `--adversarial-from` minutes on a small multi-resolution spectrogram
+discriminator with a hinge loss and feature matching (as in SoundStream, Zeghidour et al. 2021).
 `python -m recipes.mini.train_decoder --bank DIR --codec FILE --out DIR --minutes M` resumes.
 """
 
@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--adversarial-from", type=float, default=25.0)
+    parser.add_argument("--adversarial-from", type=float, default=math.inf)
     train(parser.parse_args())
 
 
