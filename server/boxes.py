@@ -11,7 +11,6 @@ from typing import Final
 
 import msgspec
 
-from server.errors import RefusalError
 from server.sound import Frame
 
 __all__ = ["HeardFrame", "Inbox", "Outbox", "Reply"]
@@ -103,7 +102,6 @@ class Outbox:
         self._replies: deque[Reply] = deque()
         self._sounding = 0
         self._changed = asyncio.Event()
-        self._end: RefusalError | None = None
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -123,22 +121,15 @@ class Outbox:
         self._changed.set()
         return lost
 
-    def end(self, error: RefusalError) -> None:
-        """Make the next `get` raise this, whatever still waits."""
-        self._end = error
-        self._changed.set()
-
     async def get(self, timeout_s: float) -> Reply | None:
-        """Wait for the oldest reply; None after `timeout_s` without one. Raises what `end` was given."""
+        """Wait for the oldest reply; None after `timeout_s` without one."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._replies and self._end is None:
+                while not self._replies:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             return None
-        if self._end is not None:
-            raise self._end
         return self._pop()
 
     def _pop(self) -> Reply:

@@ -43,10 +43,11 @@ class CallDesk:
         self._metrics = metrics
         self._scheduler = scheduler
         self._queue: SlotQueue | None = None
-        self._sessions: set[Session] = set()
+        self._calls: dict[Session, Ticket] = {}
         self._present = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._hurried = asyncio.Event()
         self._codec_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="duologue-opus")
         self.draining = False
 
@@ -62,7 +63,7 @@ class CallDesk:
 
     def views(self) -> list[SessionView]:
         """Describe the calls that have a slot."""
-        talking = (session.view() for session in self._sessions if session.slot is not None)
+        talking = (session.view() for session in self._calls if session.slot is not None)
         return sorted(talking, key=lambda view: view.slot)
 
     async def serve(self, socket: ChatSocket, query: Mapping[str, str]) -> None:
@@ -86,36 +87,29 @@ class CallDesk:
         self._metrics.slots.set(model.slots)
 
     async def drain(self) -> None:
-        """Take no more calls, wait `drain_s` for those there are, then end them."""
+        """Take no more calls, wait `drain_s` or until `hurry` for those there are, then end them."""
         self.draining = True
         if self._queue is not None:
             self._queue.refuse_waiting(DrainingError())
-        if not await self._everybody_left(self._config.drain_s):
-            log.info("ending %d calls after the drain time", len(self._sessions))
+        await _first(self._idle, self._hurried, within_s=self._config.drain_s)
+        if not self._idle.is_set():
+            log.info("ending %d calls that go on", len(self._calls))
             self._end_all(GoingAwayError())
-            await self._everybody_left(_LAST_CALLS_S)
+            await _first(self._idle, within_s=_LAST_CALLS_S)
 
     def hurry(self) -> None:
-        """End the calls that a running `drain` waits for."""
-        self._end_all(GoingAwayError())
+        """Let `drain` wait for calls no longer."""
+        self._hurried.set()
 
     def shut(self) -> None:
         """Free the Opus thread."""
         self._codec_pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _everybody_left(self, within_s: float) -> bool:
-        try:
-            async with asyncio.timeout(within_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
-
     def _end_all(self, refusal: RefusalError) -> None:
         if self._queue is not None:
             self._queue.refuse_waiting(refusal)
-        for session in self._sessions:
-            session.outbox.end(refusal)
+        for ticket in self._calls.values():
+            ticket.refuse(refusal)
 
     async def _serve(self, socket: ChatSocket, query: Mapping[str, str]) -> None:
         try:
@@ -151,13 +145,13 @@ class CallDesk:
             on_frame=self._scheduler.wake,
         )
         ticket = self._queue.join()
-        self._sessions.add(session)
+        self._calls[session] = ticket
         self._show_load()
         return session, ticket
 
     def _let_go(self, session: Session, ticket: Ticket) -> None:
         assert self._queue is not None, "nobody was let in without a queue"
-        self._sessions.discard(session)
+        del self._calls[session]
         if ticket.slot is not None:
             self._scheduler.close(session, ticket.slot)
         self._queue.leave(ticket)
@@ -175,10 +169,14 @@ class CallDesk:
         log.info("call %s ended: %s", session.id, reason)
 
     async def _converse(self, socket: ChatSocket, session: Session, ticket: Ticket) -> RefusalError | None:
-        """Listen and talk until either ends. Returns what the caller must be told, if anything."""
+        """Listen and talk until either ends or the call is refused. Returns what the caller must be told, if anything.
+
+        A refusal cancels a message under way: a caller who does not read would hold it up for as long as it likes.
+        """
         listening = asyncio.create_task(session.listen(socket), name=f"listen-{session.id}")
         talking = asyncio.create_task(self._talk(socket, session, ticket), name=f"talk-{session.id}")
-        tasks = (listening, talking)
+        refused = asyncio.create_task(ticket.until_refused(), name=f"refused-{session.id}")
+        tasks = (listening, talking, refused)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -214,3 +212,13 @@ class CallDesk:
                 async with asyncio.timeout(self._config.keepalive_s):
                     await ticket.changed.wait()
         return ticket.slot
+
+
+async def _first(*events: asyncio.Event, within_s: float) -> None:
+    """Wait until one of the events is set, or for so long."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -131,7 +131,7 @@ class Session:
                 self._ignore(IgnoredMessage.KIND if message else IgnoredMessage.EMPTY)
 
     async def speak(self, wire: Wire) -> None:
-        """Greet, then send what the outbox gives, for ever. Raises `ConnectionError` and what ends the outbox."""
+        """Greet, then send what the outbox gives, for ever. Raises `ConnectionError`."""
         await wire.send(protocol.HANDSHAKE)
         await wire.send(protocol.metadata(self._greeting()))
         while True:

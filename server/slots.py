@@ -16,12 +16,28 @@ _NEWEST_WEIGHT: Final = 0.2
 
 
 class Ticket:
-    """A caller's place: waiting, then with a slot, or refused. `changed` is set whenever any of it moves."""
+    """A caller's place: waiting, then with a slot. `changed` is set whenever it moves.
+
+    It can be refused at any time, with a slot as well as without.
+    """
 
     def __init__(self) -> None:
         self.slot: int | None = None
         self.refusal: RefusalError | None = None
         self.changed = asyncio.Event()
+        self._refused = asyncio.Event()
+
+    def refuse(self, refusal: RefusalError) -> None:
+        """Send the caller away. The first refusal is the one that counts."""
+        if self.refusal is None:
+            self.refusal = refusal
+            self._refused.set()
+
+    async def until_refused(self) -> None:
+        """Wait, for ever if need be, and raise the refusal."""
+        await self._refused.wait()
+        assert self.refusal is not None, "it is there before the event is set"
+        raise self.refusal
 
 
 class SlotQueue:
@@ -85,8 +101,7 @@ class SlotQueue:
     def refuse_waiting(self, refusal: RefusalError) -> None:
         """Send everybody in the queue away."""
         for ticket in self._waiting:
-            ticket.refusal = refusal
-            ticket.changed.set()
+            ticket.refuse(refusal)
         self._waiting.clear()
 
     def _seat(self, ticket: Ticket) -> None:

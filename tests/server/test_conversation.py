@@ -99,7 +99,7 @@ async def test_a_call_needs_nothing_but_sound_and_consent_may_change(tiny: Path)
         assert caller.session["consent"] == {"keep": True, "train": True}
         await caller.send(4, b'{"type":"consent","keep":true,"train":false,"from_the_future":1}')
         await caller.talk(voice(2))
-        assert [session.consent for session in live.server.desk._sessions] == [Consent(keep=True, train=False)]
+        assert [session.consent for session in live.server.desk._calls] == [Consent(keep=True, train=False)]
 
 
 async def test_a_client_that_stays_silent_is_kept_alive(tiny: Path) -> None:

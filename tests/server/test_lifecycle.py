@@ -10,14 +10,17 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
 
 from server.engine import Engine, FrameOutput
+from server.errors import DrainingError, GoingAwayError, RefusalError, ServerFailedError
+from server.metrics import EndReason
+from server.wire import ChatSocket
 from tests.server.caller import calling, voice
-from tests.server.live import serving, until
+from tests.server.live import LiveServer, serving, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,6 +141,63 @@ async def test_a_second_signal_does_not_wait_for_calls(tiny: Path) -> None:
         assert await caller.closed() == 1001
         assert live.count("duologue_sessions_total", end_reason="drained") == 1
         assert await live.running is True
+
+
+class DeafSocket:
+    """Nothing that is sent arrives, and nothing comes."""
+
+    parting = EndReason.LOST
+
+    def __init__(self) -> None:
+        self.sending = asyncio.Event()
+        self.refusal: RefusalError | None = None
+
+    async def send(self, _message: bytes) -> None:
+        self.sending.set()
+        await asyncio.Event().wait()
+
+    async def next_message(self) -> None:
+        await asyncio.Event().wait()
+
+    async def refuse(self, refusal: RefusalError) -> None:
+        self.refusal = refusal
+
+
+@asynccontextmanager
+async def _deaf_call(live: LiveServer) -> AsyncIterator[DeafSocket]:
+    """A call in which a message is under way for ever."""
+    deaf = DeafSocket()
+    call = asyncio.create_task(live.server.desk.serve(cast("ChatSocket", deaf), {}))
+    await deaf.sending.wait()
+    yield deaf
+    await asyncio.wait_for(call, 5)
+
+
+async def test_a_second_signal_does_not_wait_for_a_caller_who_does_not_read(tiny: Path) -> None:
+    async with serving(tiny, drain_s=1000.0) as live, _deaf_call(live) as deaf:
+        live.server.end()
+        await until(lambda: live.server.desk.draining)
+        live.server.end()
+        assert await asyncio.wait_for(live.running, 5) is True
+        assert isinstance(deaf.refusal, GoingAwayError)
+
+
+async def test_the_queue_is_sent_away_even_if_it_does_not_read(tiny: Path) -> None:
+    async with serving(tiny, slots=1) as live, calling(live.url) as first:
+        await first.greeted()
+        async with _deaf_call(live) as deaf:
+            live.server.end()
+        assert isinstance(deaf.refusal, DrainingError)
+
+
+async def test_a_failing_engine_does_not_wait_for_a_caller_who_does_not_read(tiny: Path) -> None:
+    async with serving(tiny, slots=3, engine=BreaksLater, drain_s=1000.0) as live:
+        async with _deaf_call(live) as deaf, calling(live.url) as caller:
+            await caller.greeted()
+            for frame in voice(12):
+                await caller.send(1, caller.encode(frame))
+            assert await asyncio.wait_for(live.running, 5) is False
+        assert isinstance(deaf.refusal, ServerFailedError)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from server.errors import DrainingError, FullError
+from server.errors import DrainingError, FullError, ServerFailedError
 from server.slots import SlotQueue, Ticket
 
 SLOTS, WAITING = 3, 4
@@ -83,10 +83,11 @@ async def test_a_waiting_caller_is_woken_by_every_move() -> None:
     await asyncio.wait_for(asyncio.gather(second.changed.wait(), third.changed.wait()), 1)
     assert (second.slot, third.slot) == (0, None)
     refusal = DrainingError()
-    third.changed.clear()
     queue.refuse_waiting(refusal)
-    await asyncio.wait_for(third.changed.wait(), 1)
-    assert third.refusal is refusal
+    third.refuse(ServerFailedError())
+    with pytest.raises(DrainingError) as caught:
+        await asyncio.wait_for(third.until_refused(), 1)
+    assert third.refusal is caught.value is refusal
     assert second.refusal is None
     assert queue.waiting == 0
 
