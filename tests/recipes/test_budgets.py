@@ -17,7 +17,7 @@ def test_codec_is_small_and_cheap() -> None:
 
 
 def test_language_model_is_small_and_cheap() -> None:
-    """At most 10 M parameters, 10 M multiply-adds a frame (attention over a full cache included), a minute of context."""
+    """At most 10 M parameters, 10 M multiply-adds a frame (with a full cache), a context of a minute or more."""
     model = lm.build()
     assert sum(p.numel() for p in model.parameters()) <= 10_000_000
     assert lm.CONFIG["context"] >= 60 * 12.5
