@@ -97,9 +97,10 @@ class Server:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         socket = ChatSocket(self._config)
-        response = await socket.open(request)
+        if not await socket.open(request):
+            return web.Response()  # aiohttp wants one, and drops it
         await self.desk.serve(socket, request.query)
-        return response
+        return socket.response
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return web.json_response({"alive": True})

@@ -30,36 +30,41 @@ class ChatSocket:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._response = _Response(config)
+        self.response = _Response(config)
+        """What the route's handler must return once it is open."""
         self._transport: asyncio.Transport | None = None
         self.parting = EndReason.LOST
         """Why `next_message` gave None."""
 
-    async def open(self, request: web.Request) -> web.WebSocketResponse:
-        """Upgrade the connection. Returns what the route's handler must return."""
-        await self._response.prepare(request)
-        assert isinstance(request.transport, asyncio.Transport), "an upgraded request has its connection"
+    async def open(self, request: web.Request) -> bool:
+        """Upgrade the connection. Returns whether the peer is still there."""
+        try:
+            await self.response.prepare(request)
+        except ConnectionError:
+            return False
+        if request.transport is None:
+            return False
         self._transport = request.transport
         self._transport.set_write_buffer_limits(high=self._config.send_buffer_bytes)
         tcp = self._transport.get_extra_info("socket")
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._config.send_buffer_bytes)
-        return self._response
+        return True
 
     async def next_message(self) -> bytes | str | None:
         """Give the next binary or text message; None when there will be no more, and `parting` then says why."""
-        message = await self._response.receive()
+        message = await self.response.receive()
         if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
             data: bytes | str = message.data
             return data
         if message.type is WSMsgType.CLOSE:
             self.parting = EndReason.HANG_UP
-        elif self._response.refused_as_too_big:
+        elif self.response.refused_as_too_big:
             self.parting = EndReason.TOO_BIG
         return None
 
     async def send(self, message: bytes) -> None:
         """Send a binary message, waiting while the peer does not read. Raises `ConnectionError` when it is gone."""
-        await self._response.send_bytes(message)
+        await self.response.send_bytes(message)
 
     async def refuse(self, refusal: RefusalError) -> None:
         """Say why as `05`, then close with the refusal's code."""
@@ -75,7 +80,7 @@ class ChatSocket:
                 if sentence:
                     with contextlib.suppress(ConnectionError):
                         await self.send(protocol.error(sentence))
-                await self._response.close(code=code, message=_shortened(sentence))
+                await self.response.close(code=code, message=_shortened(sentence))
         except TimeoutError:
             log.debug("a peer did not take part in closing")
         finally:

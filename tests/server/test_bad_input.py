@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import sphn
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from websockets.asyncio.client import connect
 
 from server.config import ServerConfig
@@ -214,13 +216,48 @@ async def test_a_client_whose_connection_breaks_is_noticed(tiny: Path) -> None:
         await until(lambda: live.count("duologue_sessions_total", end_reason="lost") == 1)
 
 
+@pytest.mark.parametrize("moment", ["before the answer", "after the answer"])
+async def test_a_client_that_resets_right_after_its_request_is_not_served(
+    tiny: Path, moment: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    callers: list[asyncio.StreamWriter] = []
+    untouched = web.WebSocketResponse.prepare
+
+    async def lose_the_caller(request: web.BaseRequest) -> None:
+        callers.pop().transport.abort()
+        await until(lambda: request.transport is None)
+
+    async def prepare(response: web.WebSocketResponse, request: web.BaseRequest) -> AbstractStreamWriter:
+        if moment == "before the answer":
+            await lose_the_caller(request)
+        writer = await untouched(response, request)
+        if moment == "after the answer":
+            await lose_the_caller(request)
+        return writer
+
+    monkeypatch.setattr(web.WebSocketResponse, "prepare", prepare)
+    async with serving(tiny) as live:
+        _, writer = await _asked_by_hand(live)
+        callers.append(writer)
+        await until(lambda: not callers)
+        await asyncio.sleep(0.05)
+        await live.empty()
+        assert not any(_samples(live, "duologue_sessions_total")), "no call began"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def _samples(live: LiveServer, name: str) -> list[float]:
+    families = live.server.metrics.registry.collect()
+    return [sample.value for family in families for sample in family.samples if sample.name == name]
+
+
 def test_every_setting_notices_a_dead_peer_within_20_s() -> None:
     """aiohttp rounds waits beyond 5 s up to whole seconds, and gives half the interval for the answer."""
     for interval in (ServerConfig().heartbeat_s, 12.0):
         assert (interval + 1) + (interval / 2 + 1) <= 20
 
 
-async def _upgraded_by_hand(live: LiveServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _asked_by_hand(live: LiveServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     host, port = live.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     key = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -228,6 +265,11 @@ async def _upgraded_by_hand(live: LiveServer) -> tuple[asyncio.StreamReader, asy
         f"GET /api/chat HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
+    return reader, writer
+
+
+async def _upgraded_by_hand(live: LiveServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await _asked_by_hand(live)
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101")
     return reader, writer
