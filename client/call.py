@@ -1,10 +1,13 @@
 """One call from the first frame to the last: say these frames, keep what comes back, report what happened.
 
-**The clock.** Everything is placed on the call's frame clock, which starts with the caller's first sample. The
-model's frame n belongs to the caller's frame n: that is how the model was trained and how the two channels of
-a recording are aligned, sample by sample. A caller hears the model's frame later, because frame n must be
-complete, and the next one too, before the model's sound of frame n exists (160 ms with Moshi's delays), and
-because of the network: that difference is measured and reported as `delay_ms`.
+**The clock.** Everything is placed on the call's frame clock, which starts with the caller's first sample. Moshi
+never hears the caller's first frame, so the model's frame n stands beside the caller's frame n + 1: in training
+those two are simultaneous, and so are the two channels of a recording, sample by sample. The model's side
+therefore begins with one frame of silence.
+
+A caller hears the model later than that. With Moshi's delays the sound of frame n exists when the caller's frame
+n + 1 is complete: 80 ms after its place on the clock, and 160 ms after the start of the caller's frame n, the
+last that could change it. The latter is measured, network included, and reported as `delay_ms`.
 
 Where sound was lost (the server says so about once a second) silence takes its place, so that what follows
 is aligned again.
@@ -29,6 +32,8 @@ from server.protocol import FRAME_MS, SessionStart, Stats
 __all__ = ["CallReport", "Quantiles", "TimedPiece", "hold_call"]
 
 _POLL_S: Final = 0.05
+_FIRST_HEARD: Final = 1
+"""The caller's frame beside the model's frame 0: Moshi's `LMGen` ignores the first one it is given."""
 _PATIENCE_S: Final = ((1, 0.2), (4, 1.0), (math.inf, 3.0))
 """How long to wait for more when everything is said and so many frames are unanswered. Moshi's models are one frame
 behind and so leave one unanswered for ever; no known model leaves more than four."""
@@ -53,9 +58,10 @@ class CallReport(msgspec.Struct, frozen=True, kw_only=True):
     """What happened in a call. Times in seconds on the call's clock (see this module) unless named otherwise.
 
     `first_audio_delay_s` runs from the caller's first sample to the arrival of the model's first sound, silent
-    or not. `delay_ms` is, for every frame of the model, the time from its place on the clock to its arrival;
-    it needs real time and is None at any other speed. `dropped_ms` and `skipped_ms` are what the server lost
-    of the model's and of the caller's sound, `max_lag_ms` the most that waited there.
+    or not. `delay_ms` is, for every frame n of the model, the time from the start of the caller's frame n to its
+    arrival, 160 ms of which are Moshi's own; it needs real time and is None at any other speed. `dropped_ms` and
+    `skipped_ms` are what the server lost of the model's and of the caller's sound, `max_lag_ms` the most that
+    waited there.
     """
 
     url: str
@@ -108,6 +114,7 @@ class _Call:
         self._first_audio_s: float | None = None
         self._delays_ms: list[float] = []
         self._pieces: list[TimedPiece] = []
+        self._recording.model(np.zeros(_FIRST_HEARD * FRAME_SIZE, np.float32))
         self._stats = Stats(lag_ms=0, dropped_ms=0)
         self._max_lag_ms = 0
 
@@ -136,7 +143,7 @@ class _Call:
         """Sum up."""
         session: SessionStart | None = self._link.session
         delay = self._delay() if self._fastest == 1.0 else None
-        heard_after_s = delay.p50 / 1000 if delay else None
+        heard_after_s = delay.p50 / 1000 - _FIRST_HEARD * FRAME_S if delay else None
         return CallReport(
             url=url,
             session=session.id if session else None,
@@ -158,7 +165,7 @@ class _Call:
     def _over(self) -> bool:
         if not self._spoken:
             return False
-        behind = self._frames_sent - self._frames_received() - self._frames_lost
+        behind = self._frames_sent - self._frames_placed()
         patience_s = next(seconds for frames, seconds in _PATIENCE_S if behind <= frames)
         return time.monotonic() - self._sound_at > patience_s
 
@@ -166,7 +173,7 @@ class _Call:
         if isinstance(event, Sound):
             self._hear(event)
         elif isinstance(event, Piece):
-            self._pieces.append(TimedPiece(text=event.text, t_s=round(max(0.0, self._position_s() - FRAME_S), 2)))
+            self._pieces.append(TimedPiece(text=event.text, t_s=round(self._newest_s(), 2)))
         elif isinstance(event, Stats):
             self._note_loss(event)
 
@@ -174,7 +181,7 @@ class _Call:
         self._sound_at = now = time.monotonic()
         if self._first_audio_s is None:
             self._first_audio_s = round(now - self._began_at, 3)
-        self._delays_ms.append(1000 * (now - self._began_at - self._position_s()))
+        self._delays_ms.append(1000 * (now - self._began_at - self._frames_placed() * FRAME_S))
         self._samples_received += len(sound.pcm)
         self._recording.model(sound.pcm)
 
@@ -187,9 +194,13 @@ class _Call:
         self._frames_lost += frames
         self._recording.model(np.zeros(frames * FRAME_SIZE, np.float32))
 
-    def _position_s(self) -> float:
-        """Where the model's next frame belongs on the call's clock."""
-        return (self._frames_received() + self._frames_lost) * FRAME_S
+    def _newest_s(self) -> float:
+        """Where the model's newest frame stands on the call's clock."""
+        return (_FIRST_HEARD + max(0, self._frames_placed() - 1)) * FRAME_S
+
+    def _frames_placed(self) -> int:
+        """How many frames of the model have their place: they came, or silence stands for them."""
+        return self._frames_received() + self._frames_lost
 
     def _frames_received(self) -> int:
         return (self._samples_received + OPUS_DELAY_SAMPLES) // FRAME_SIZE

@@ -18,7 +18,10 @@ class Recording:
     """Both sides of a call, each appended in its own time. Close it (or use `with`) to finish the files."""
 
     def __init__(self, *, reply: Path | None = None, call: Path | None = None) -> None:
-        """`reply` gets the model alone, `call` the caller on the left and the model on the right."""
+        """`reply` gets the model alone, `call` the caller on the left and the model on the right.
+
+        Both begin with the call's clock, so `reply` is the right side of `call`.
+        """
         self._reply = WavWriter(reply) if reply else None
         self._call = CallWriter(call) if call else None
         self._user_levels = LevelMeter()

@@ -9,7 +9,7 @@ import soundfile
 
 from client.call import CallReport, hold_call
 from client.errors import ServerFullError, SoundFileError
-from client.link import open_link
+from client.link import OPUS_DELAY_SAMPLES, open_link
 from client.recording import Recording
 from tests.client.signals import bursts, lag_of, speechlike
 from tests.client.stage import FRAME, Samples, Script, Stage, answering, silence, staged
@@ -28,17 +28,19 @@ async def held(script: Script, sound: Samples, *, speed: float = 1.0, folder: Pa
 
 @pytest.mark.parametrize("delay", [0, 1, 3])
 async def test_both_sides_are_aligned_to_the_sample(tmp_path: Path, delay: int) -> None:
-    """Whatever the model's delay, its frame n stands beside the caller's frame n."""
+    """Whatever the model's delay, its frame n stands beside the caller's frame n + 1."""
     user, model = speechlike(20 * FRAME, seed=1), speechlike(20 * FRAME, seed=2)
     script = answering(lambda n: cut(model)[n], delay=delay, max_speed=50.0)
     report = await held(script, user, speed=50.0, folder=tmp_path)
     assert (report.frames_sent, report.frames_received) == (20, 20 - delay)
     stereo, rate = soundfile.read(tmp_path / "call.wav", dtype="float32")
     reply, _ = soundfile.read(tmp_path / "reply.wav", dtype="float32")
-    assert (rate, len(stereo)) == (24000, 20 * FRAME)
-    np.testing.assert_allclose(stereo[:, 0], np.clip(user, -1, 1), atol=1e-4)
+    assert (rate, len(stereo)) == (24000, max(20 * FRAME, len(reply)))
+    assert len(reply) == (21 - delay) * FRAME - OPUS_DELAY_SAMPLES
+    np.testing.assert_allclose(stereo[: len(user), 0], np.clip(user, -1, 1), atol=1e-4)
     np.testing.assert_array_equal(stereo[: len(reply), 1], reply)
-    assert abs(lag_of(reply, model)) <= 1
+    assert not reply[:FRAME].any()
+    assert abs(lag_of(reply[FRAME:], model)) <= 1
 
 
 async def test_lost_sound_leaves_a_gap_and_what_follows_is_in_its_place(tmp_path: Path) -> None:
@@ -60,12 +62,12 @@ async def test_lost_sound_leaves_a_gap_and_what_follows_is_in_its_place(tmp_path
     assert (report.dropped_ms, report.skipped_ms, report.max_lag_ms) == (160, 80, 240)
     assert report.frames_received == 17
     reply, _ = soundfile.read(tmp_path / "reply.wav", dtype="float32")
-    assert abs(lag_of(reply[11 * FRAME :], np.concatenate(model[11:]))) <= 160, "Opus goes on where it stopped"
-    assert not reply[9 * FRAME : 11 * FRAME - 160].any()
+    assert abs(lag_of(reply[12 * FRAME :], np.concatenate(model[11:]))) <= 160, "Opus goes on where it stopped"
+    assert not reply[10 * FRAME : 12 * FRAME - 160].any()
 
 
 async def test_a_conversation_is_measured(tmp_path: Path) -> None:
-    """The model answers 0.4 s after the user's end and writes its first word a frame before."""
+    """The model answers 0.48 s after the user's end and writes its first word a frame before."""
     answer = cut(bursts(4.0, [(2.0, 3.0)]))
 
     async def script(stage: Stage) -> None:
@@ -79,14 +81,14 @@ async def test_a_conversation_is_measured(tmp_path: Path) -> None:
 
     report = await held(script, bursts(4.0, [(0.5, 1.6)]))
     (turn,) = report.turns
-    assert turn.latency_s == pytest.approx(0.4, abs=0.02)
-    assert turn.text_latency_s == pytest.approx(24 * 0.08 - 1.6, abs=0.02)
+    assert turn.latency_s == pytest.approx(0.48, abs=0.02)
+    assert turn.text_latency_s == pytest.approx(25 * 0.08 - 1.6, abs=0.02)
     assert report.text == "word word"
-    assert [piece.t_s for piece in report.pieces] == [24 * 0.08, 28 * 0.08]
+    assert [piece.t_s for piece in report.pieces] == [25 * 0.08, 29 * 0.08]
     assert (report.session, report.adapter, report.speed, report.duration_s) == ("abc", "a1", 1.0, 4.0)
     assert report.delay_ms is not None
     assert 80 <= report.delay_ms.p50 <= report.delay_ms.p95 <= report.delay_ms.max
-    assert turn.heard_latency_s == pytest.approx(0.4 + report.delay_ms.p50 / 1000, abs=0.02)
+    assert turn.heard_latency_s == pytest.approx(2.0 - 1.6 + report.delay_ms.p50 / 1000, abs=0.02)
     assert report.first_audio_delay_s is not None
     assert report.first_audio_delay_s >= 0.08
 

@@ -114,7 +114,7 @@ def test_right_answers_are_recognised_by_text_and_by_ear(
     assert code == 0
     assert asked.right
     assert asked.confirmed
-    assert asked.report.turns[0].latency_s == pytest.approx(12 * 0.08 - 0.5, abs=0.15)
+    assert asked.report.turns[0].latency_s == pytest.approx(13 * 0.08 - 0.5, abs=0.15)
     printed = capsys.readouterr().out
     assert "1 of 1 answers are right; the recogniser understood 1 of them" in printed
     assert "duologue-server --checkpoint mini" in printed.splitlines()[-1]
