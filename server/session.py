@@ -135,12 +135,12 @@ class Session:
         await wire.send(protocol.HANDSHAKE)
         await wire.send(protocol.metadata(self._greeting()))
         while True:
-            reply = await self.outbox.get(self._config.keepalive_s)
+            reply = await self.outbox.get(self._patience_s())
             if self._stats_due():
                 await wire.send(protocol.metadata(self._stats()))
-            if reply is None:
+            elif reply is None:
                 await wire.send(protocol.PING)
-            else:
+            if reply is not None:
                 await self._send(wire, reply)
 
     def take_reply(self, reply: Reply) -> None:
@@ -222,12 +222,22 @@ class Session:
             skipped_ms=round(self.inbox.skipped * frame_ms),
         )
 
+    @property
+    def _lost(self) -> tuple[int, int]:
+        return self.outbox.dropped, self.inbox.skipped
+
     def _stats_due(self) -> bool:
         """Whether something is wrong that the caller was not told in the last `stats_interval_s`."""
         now = time.monotonic()
-        lost = (self.outbox.dropped, self.inbox.skipped)
         behind = len(self.inbox) + len(self.outbox) >= _LAG_WORTH_TELLING
-        if now - self._told_at < self._config.stats_interval_s or not (behind or lost != self._told):
+        if now - self._told_at < self._config.stats_interval_s or not (behind or self._lost != self._told):
             return False
-        self._told, self._told_at = lost, now
+        self._told, self._told_at = self._lost, now
         return True
+
+    def _patience_s(self) -> float:
+        """How long nothing need be said: less than `keepalive_s` while a loss is untold, which may be the last."""
+        if self._lost == self._told:
+            return self._config.keepalive_s
+        due_s = self._told_at + self._config.stats_interval_s - time.monotonic()
+        return min(self._config.keepalive_s, max(0.0, due_s))

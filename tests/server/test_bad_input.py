@@ -7,6 +7,7 @@ Opus are deterministic, so one frame lost, doubled, late in its order or touched
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from websockets.asyncio.client import connect
 
+from server.boxes import Reply
 from server.config import ServerConfig
 from tests.server.caller import Caller, calling, voice
 from tests.server.live import LiveServer, serving, until
@@ -174,6 +176,27 @@ async def test_a_client_that_never_reads_loses_only_its_own_oldest_sound(tiny: P
             stream = pages(b"".join(caller.ogg))
             assert [struct.unpack_from("<I", each, 18)[0] for each in stream] == list(range(len(stream)))
             await caller.hang_up()
+
+
+async def test_a_loss_is_told_even_if_nothing_comes_after_it(tiny: Path) -> None:
+    """A caller who has heard the last reply hangs up within seconds, and counts what it was told."""
+    async with serving(tiny, outbox_ms=320, keepalive_s=8.0, stats_interval_s=0.5) as live, calling(live.url) as caller:
+        await caller.greeted()
+        for _ in range(2):  # the second comes too soon after the first was told
+            lost_ms = _lose_some(live)
+            async with asyncio.timeout(3):
+                await caller.until(lambda lost_ms=lost_ms: lost_ms in [note.get("dropped_ms") for note in caller.notes])
+        assert (6, b"") not in caller.messages, "news are a sign of life, too"
+
+
+def _lose_some(live: LiveServer) -> int:
+    """Answer the only caller faster than any socket takes it. Returns the milliseconds lost in all."""
+    (session,) = live.server.desk._calls
+    now = time.monotonic()
+    for _ in range(10):
+        session.take_reply(Reply(pcm=np.zeros(1280, np.float32), token=3, heard_at=now, began_at=now, stepped_at=now))
+    assert session.outbox.dropped
+    return session.outbox.dropped * 80
 
 
 def _narrow_connection(live: LiveServer) -> socket.socket:
