@@ -14,7 +14,6 @@ is aligned again.
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Iterable
 from typing import Final
@@ -34,9 +33,12 @@ __all__ = ["CallReport", "Quantiles", "TimedPiece", "hold_call"]
 _POLL_S: Final = 0.05
 _FIRST_HEARD: Final = 1
 """The caller's frame beside the model's frame 0: Moshi's `LMGen` ignores the first one it is given."""
-_PATIENCE_S: Final = ((1, 0.2), (4, 1.0), (math.inf, 3.0))
-"""How long to wait for more when everything is said and so many frames are unanswered. Moshi's models are one frame
-behind and so leave one unanswered for ever; no known model leaves more than four."""
+_USUALLY_BEHIND: Final = 1
+"""Moshi's models are one frame behind and so leave one unanswered for ever."""
+_LINGER_S: Final = 0.2
+_PATIENCE_S: Final = 5.0
+"""How long to wait for more when everything is said: while no more frames are unanswered than usual, and otherwise,
+when the reply is still on its way, the server or this machine is busy, or the model is one that stays further back."""
 
 
 class TimedPiece(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +112,7 @@ class _Call:
         self._frames_sent = 0
         self._samples_received = 0
         self._frames_lost = 0
+        self._usually_behind = _USUALLY_BEHIND
         self._sound_at = 0.0
         self._first_audio_s: float | None = None
         self._delays_ms: list[float] = []
@@ -126,8 +129,8 @@ class _Call:
             self._fastest = max(self._fastest, speed)
             due += FRAME_S / speed
             await asyncio.sleep(max(0.0, due - time.monotonic()))
+            self._frames_sent += 1  # before it is sent, so that no answer can come sooner
             await self._link.send(frame)
-            self._frames_sent += 1
             self._recording.user(frame)
         self._sound_at = time.monotonic()
         self._spoken = True
@@ -165,8 +168,7 @@ class _Call:
     def _over(self) -> bool:
         if not self._spoken:
             return False
-        behind = self._frames_sent - self._frames_placed()
-        patience_s = next(seconds for frames, seconds in _PATIENCE_S if behind <= frames)
+        patience_s = _LINGER_S if self._frames_behind() <= self._usually_behind else _PATIENCE_S
         return time.monotonic() - self._sound_at > patience_s
 
     def _take(self, event: Event) -> None:
@@ -183,6 +185,7 @@ class _Call:
             self._first_audio_s = round(now - self._began_at, 3)
         self._delays_ms.append(1000 * (now - self._began_at - self._frames_placed() * FRAME_S))
         self._samples_received += len(sound.pcm)
+        self._usually_behind = min(self._usually_behind, self._frames_behind())
         self._recording.model(sound.pcm)
 
     def _note_loss(self, stats: Stats) -> None:
@@ -197,6 +200,9 @@ class _Call:
     def _newest_s(self) -> float:
         """Where the model's newest frame stands on the call's clock."""
         return (_FIRST_HEARD + max(0, self._frames_placed() - 1)) * FRAME_S
+
+    def _frames_behind(self) -> int:
+        return self._frames_sent - self._frames_placed()
 
     def _frames_placed(self) -> int:
         """How many frames of the model have their place: they came, or silence stands for them."""

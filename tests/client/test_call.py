@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from client import call
 from client.call import CallReport, hold_call
 from client.errors import ServerFullError, SoundFileError
 from client.link import OPUS_DELAY_SAMPLES, open_link
@@ -139,18 +140,29 @@ async def test_the_caller_can_decide_by_what_it_hears() -> None:
     assert 1.3 <= report.duration_s < 4.0
 
 
-async def test_late_sound_is_waited_for() -> None:
+@pytest.mark.parametrize(("delay", "late"), [(0, 10), (0, 1), (1, 1), (1, 3)])
+async def test_late_sound_is_waited_for(delay: int, late: int) -> None:
+    """Whether everything is late or only the end, by longer than the gaps of a busy machine."""
+
     async def script(stage: Stage) -> None:
-        await stage.ready(max_speed=50.0)
-        for _ in range(10):
+        await stage.ready()
+        for n in range(10):
             await stage.hear()
-        await asyncio.sleep(1.0)
-        for _ in range(10):
+            if delay <= n < 10 - late:
+                await stage.speak(silence())
+        await asyncio.sleep(1.5)
+        for _ in range(late):
             await stage.speak(silence())
         await stage.gone()
 
-    report = await held(script, silence().repeat(10), speed=50.0)
-    assert report.frames_received == 10
+    report = await held(script, silence().repeat(10))
+    assert report.frames_received == 10 - delay
+
+
+async def test_a_call_ends_at_once_when_no_more_than_usual_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call, "_PATIENCE_S", 1000.0)
+    report = await held(answering(silence, delay=1, max_speed=50.0), silence().repeat(10), speed=50.0)
+    assert report.frames_received == 9
 
 
 async def test_a_server_that_ends_the_call_ends_it_with_its_reason() -> None:

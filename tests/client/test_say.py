@@ -41,7 +41,9 @@ def test_a_file_goes_in_and_the_conversation_comes_out(
     reply, call = tmp_path / "reply.wav", tmp_path / "call.wav"
     report = say_json(question, "--url", server_url, "--out", reply, "--stereo", call, "--tail", "1", "--seed", "1")
 
-    assert (report["frames_sent"], report["frames_received"]) == (38, 37), "the model is a frame behind"
+    assert (report["frames_sent"], report["frames_received"]) == (38, 37), (
+        "the model is a frame behind, and all else is waited for"
+    )
     assert (report["dropped_ms"], report["skipped_ms"], report["speed"]) == (0, 0, 1.0)
     assert report["delay_ms"]["p50"] >= 160, "a frame and the model's own"
     assert report["text"] == "".join(piece["text"] for piece in report["pieces"]).strip()
