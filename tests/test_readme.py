@@ -20,7 +20,7 @@ from tests.tiny_checkpoint import write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "server" / "checkpoints" / "mini"
-PAGES = sorted(path for path in ROOT.glob("**/*.md") if not {".venv", "build", "demo"} & set(path.parts))
+NOT_OURS = {".venv", "build", "demo", "data"}
 
 needs_mini = pytest.mark.skipif(not (MINI / "config.json").exists(), reason="the embedded model is not there yet")
 
@@ -30,6 +30,14 @@ SAY = ".venv/bin/duologue say tests/assets/speech/demo_2.opus --out reply.wav --
 SERVE = ".venv/bin/duologue-server --checkpoint mini --slots 4 --port 8998"
 BY_CI = {"make check", "make test"}
 """What `.ci/run` does; a test cannot run the suite that it is part of."""
+
+
+def pages(root: Path) -> list[Path]:
+    """Every Markdown page below `root`, wherever that lies, without what was installed or made there."""
+    return sorted(path for path in root.glob("**/*.md") if not NOT_OURS & set(path.relative_to(root).parts))
+
+
+PAGES = pages(ROOT)
 
 
 def commands(page: str) -> list[str]:
@@ -138,6 +146,15 @@ def is_ready(url: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, ConnectionError):
         return False
+
+
+def test_pages_are_found_wherever_a_clone_lies(tmp_path: Path) -> None:
+    root = tmp_path / "demo" / "build" / ".venv"
+    for page in (root / "README.md", root / "docs" / "log.md", root / ".venv" / "not_ours.md"):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.touch()
+    assert pages(root) == [root / "README.md", root / "docs" / "log.md"]
+    assert {ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "recipes" / "mini" / "README.md"} <= set(PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
