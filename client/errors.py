@@ -12,6 +12,7 @@ __all__ = [
     "RefusedError",
     "ServerFullError",
     "SoundFileError",
+    "TokenFileError",
     "UnreachableError",
 ]
 
@@ -24,6 +25,12 @@ class ClientError(Exception):
 
 class SoundFileError(ClientError):
     """A sound file cannot be read or written."""
+
+    exit_code = 2
+
+
+class TokenFileError(ClientError):
+    """The file with the access token cannot be read."""
 
     exit_code = 2
 

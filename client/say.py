@@ -15,7 +15,7 @@ import msgspec
 
 from client.activity import Turn
 from client.call import CallReport, hold_call
-from client.errors import ClientError
+from client.errors import ClientError, TokenFileError
 from client.link import open_link
 from client.recording import Recording
 from client.sound import read_frames
@@ -27,12 +27,14 @@ DEFAULT_URL: Final = "ws://127.0.0.1:8998"
 
 EXIT_CODES: Final = """exit codes:
   0  the call was held to its end
-  2  wrong arguments, or a sound file that cannot be read or written
+  1  a fault of this program
+  2  wrong arguments, or a file that cannot be read or written
   3  no dialogue server at that address
   4  the server wants a token
   5  the server refused the call, for the reason printed
   6  the server is full
-  7  the connection was lost during the call"""
+  7  the connection was lost during the call
+  130  interrupted"""
 
 _SAMPLING: Final = {
     "text_temperature": (float, "0 for greedy"),
@@ -108,8 +110,8 @@ async def _say(arguments: argparse.Namespace) -> CallReport:
 def _token(path: Path | None) -> str | None:
     try:
         return path.read_text(encoding="utf-8").strip() if path else None
-    except OSError as problem:
-        raise ClientError(f"Cannot read the token in {path} ({problem.strerror}).") from problem
+    except (OSError, UnicodeDecodeError) as problem:
+        raise TokenFileError(f"Cannot read the token in {path} ({problem}).") from problem
 
 
 def _tell_position(place: QueuePosition) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from client import say as say_module
 from client.__main__ import build_parser
+from client.errors import ClientError
 from client.link import open_link
 from client.say import sampling_query
 from client.sound import read_frames
@@ -91,7 +94,8 @@ def test_sentences_are_printed_without_json(server_url: str) -> None:
         ([QUESTION, "--out", "nowhere/reply.wav"], 2, "nowhere/reply.wav"),
         ([QUESTION, "--speed", "0"], 2, "expected a number above 0"),
         ([QUESTION, "--tail", "-1"], 2, "expected a number from 0"),
-        ([QUESTION, "--token-file", "nowhere.txt"], 1, "nowhere.txt"),
+        ([QUESTION, "--token-file", "nowhere.txt"], 2, "nowhere.txt"),
+        ([QUESTION, "--token-file", QUESTION], 2, "Cannot read the token"),
         ([], 2, "file"),
     ],
 )
@@ -150,3 +154,12 @@ def test_nothing_heavy_is_imported() -> None:
     code = f"import sys, client.__main__; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_exit_code_is_explained() -> None:
+    explained = {int(code) for code in re.findall(r"^ +(\d+)  ", say_module.EXIT_CODES, re.MULTILINE)}
+    assert explained == {0, 130} | {kind.exit_code for kind in tree(ClientError)}
+
+
+def tree(kind: type[ClientError]) -> list[type[ClientError]]:
+    return [kind, *(each for below in kind.__subclasses__() for each in tree(below))]
