@@ -10,6 +10,7 @@ arrive during a step share the next (docs/decisions/0004-step-as-soon-as-there-i
 
 import asyncio
 import contextlib
+import gc
 import logging
 import queue
 import threading
@@ -134,6 +135,7 @@ class Scheduler:
         self._active = np.zeros(engine.slots, np.bool_)
         self._frame_s = 1.0 / engine.frame_rate
         self.model = _describe(engine)
+        _spare_collector()
         self._tell(Health.READY)
 
     def _fail(self, problem: str) -> None:
@@ -225,6 +227,15 @@ class Scheduler:
             self._metrics.overruns.inc()
         for session, reply in replies:
             session.take_reply(reply)
+
+
+def _spare_collector() -> None:
+    """Take what is there for good out of the garbage collector's rounds.
+
+    A full round through torch's modules holds the interpreter for 0.12 s, longer than a frame.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _describe(engine: Engine) -> ModelInfo:

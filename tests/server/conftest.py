@@ -45,5 +45,6 @@ def loop_guard(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopGuard]:
             monkeypatch.setattr(Engine, name, classmethod(guard.forbid("Engine.load", method.__func__)))
         else:
             monkeypatch.setattr(Engine, name, guard.forbid(f"Engine.{name}", method))
-    yield guard
+    with guard.knowing_collections():
+        yield guard
     assert not guard.faults, guard.faults

@@ -78,6 +78,7 @@ async def serving(
 
 
 async def _nothing_left(server: Server, tasks: set[asyncio.Task[Any]], threads: set[threading.Thread]) -> None:
+    gc.unfreeze()  # a server freezes what is in memory for good; here the next test comes
     await asyncio.sleep(0.02)  # aiohttp's own transports close a turn of the loop later
     left = {task for task in asyncio.all_tasks() - tasks - {asyncio.current_task()} if not task.done()}
     assert not left, f"tasks left: {left}"

@@ -1,22 +1,38 @@
 """The guard over the event loop must be able to fail."""
 
 import asyncio
+import gc
 import time
 
 from tests.server.guard import LoopGuard
 
 
-async def test_it_sees_a_callback_that_computes_for_long(loop_guard: LoopGuard) -> None:
-    def compute() -> None:
-        end = time.thread_time() + 0.15
-        while time.thread_time() < end:
-            pass
+def compute() -> None:
+    end = time.thread_time() + 0.15
+    while time.thread_time() < end:
+        pass
 
+
+async def test_it_sees_a_callback_that_computes_for_long(loop_guard: LoopGuard) -> None:
     asyncio.get_running_loop().call_soon(compute)
     await asyncio.sleep(0.01)
     assert len(loop_guard.faults) == 1
     assert "compute" in loop_guard.faults[0]
     loop_guard.faults.clear()
+
+
+async def test_it_forgives_the_garbage_collector(loop_guard: LoopGuard) -> None:
+    def slow_down(phase: str, _info: dict[str, int]) -> None:
+        if phase == "start":
+            compute()
+
+    gc.callbacks.append(slow_down)
+    try:
+        asyncio.get_running_loop().call_soon(gc.collect)
+        await asyncio.sleep(0.01)
+    finally:
+        gc.callbacks.remove(slow_down)
+    assert not loop_guard.faults
 
 
 async def test_it_sees_blocking_calls_on_the_loop_and_only_there(loop_guard: LoopGuard) -> None:

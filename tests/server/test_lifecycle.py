@@ -1,6 +1,7 @@
 """Start, readiness, failure, drain: inside one process, and as the operator's program with a real SIGTERM."""
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -37,6 +38,12 @@ async def test_health_and_info_of_a_ready_server(tiny: Path) -> None:
         assert (info["adapter"], info["sample_rate"], info["frame_ms"]) == (None, 24000, 80)
         assert info["model_sample_rate"] == 16000
         assert {"duologue", "moshi", "torch", "sphn", "aiohttp", "python"} <= set(info["versions"])
+
+
+async def test_a_garbage_collection_does_not_go_through_the_model(tiny: Path) -> None:
+    gc.unfreeze()
+    async with serving(tiny):
+        assert gc.get_freeze_count() > len(gc.get_objects()), "most of what is there is there for good"
 
 
 class SlowToLoad(Engine):
