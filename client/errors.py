@@ -10,7 +10,7 @@ __all__ = [
     "ClientError",
     "NotAuthorisedError",
     "RefusedError",
-    "ServerFullError",
+    "ServerBusyError",
     "SoundFileError",
     "TokenFileError",
     "UnreachableError",
@@ -58,8 +58,8 @@ class RefusedError(ClientError):
         self.code = code
 
 
-class ServerFullError(RefusedError):
-    """Every slot is taken and the queue is full: try again later."""
+class ServerBusyError(RefusedError):
+    """The server takes no call now, for the reason it gave: it is full, loads its model, or is about to stop."""
 
     exit_code = 6
 

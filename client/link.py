@@ -23,7 +23,7 @@ from client.errors import (
     ClientError,
     NotAuthorisedError,
     RefusedError,
-    ServerFullError,
+    ServerBusyError,
     UnreachableError,
 )
 from client.sound import FRAME_SIZE, SAMPLE_RATE_HZ, Pcm
@@ -85,7 +85,7 @@ class Link:
     async def receive(self, timeout_s: float = math.inf) -> Event | None:
         """Wait for something worth knowing; None when there was nothing within `timeout_s`.
 
-        Raises RefusedError, ServerFullError or CallLostError when the call has ended.
+        Raises RefusedError, ServerBusyError or CallLostError when the call has ended.
         """
         message = await self._get(min(timeout_s, _DEAD_AFTER_S + 0.1))
         if message is not None:
@@ -152,7 +152,7 @@ class Link:
             return CallLostError("The connection to the server broke. Call again when the network is back.")
         code, sentence = closed.rcvd.code, self._sentence or closed.rcvd.reason
         if code == CloseCode.FULL:
-            return ServerFullError(sentence, code=code)
+            return ServerBusyError(sentence, code=code)
         if sentence or code != CloseCode.OK:
             return RefusedError(sentence, code=code)
         return CallLostError("The server hung up before the call was over.")
@@ -169,7 +169,7 @@ async def open_link(
     """Call the server at `url`, wait for a slot, and hang up at the end of the block.
 
     `query` holds sampling parameters, `token` goes into an Authorization header. Raises UnreachableError,
-    NotAuthorisedError, RefusedError, ServerFullError or CallLostError.
+    NotAuthorisedError, RefusedError, ServerBusyError or CallLostError.
     """
     socket = await _connect(chat_url(url, query or {}), token)
     try:

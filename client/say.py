@@ -32,7 +32,7 @@ EXIT_CODES: Final = """exit codes:
   3  no dialogue server at that address
   4  the server wants a token
   5  the server refused the call, for the reason printed
-  6  the server is full
+  6  the server takes no call now: it is full, still loading, or about to stop
   7  the connection was lost during the call
   130  interrupted"""
 

@@ -9,7 +9,7 @@ import soundfile
 
 from client import call
 from client.call import CallReport, hold_call
-from client.errors import ServerFullError, SoundFileError
+from client.errors import ServerBusyError, SoundFileError
 from client.link import OPUS_DELAY_SAMPLES, open_link
 from client.recording import Recording
 from tests.client.signals import bursts, lag_of, speechlike
@@ -172,7 +172,7 @@ async def test_a_server_that_ends_the_call_ends_it_with_its_reason() -> None:
         await stage.send(5, b"no room")
         await stage.close(4429)
 
-    with pytest.raises(ServerFullError, match="no room"):
+    with pytest.raises(ServerBusyError, match="no room"):
         await held(script, silence().repeat(50))
 
 

@@ -12,7 +12,7 @@ from client.errors import (
     ClientError,
     NotAuthorisedError,
     RefusedError,
-    ServerFullError,
+    ServerBusyError,
     UnreachableError,
 )
 from client.link import Event, Link, Piece, Sound, chat_url, open_link
@@ -134,7 +134,7 @@ async def test_frames_reach_the_server_in_one_stream() -> None:
 
 @pytest.mark.parametrize(
     ("code", "kind", "exit_code"),
-    [(4400, RefusedError, 5), (4429, ServerFullError, 6), (1001, RefusedError, 5), (1011, RefusedError, 5)],
+    [(4400, RefusedError, 5), (4429, ServerBusyError, 6), (1001, RefusedError, 5), (1011, RefusedError, 5)],
 )
 @pytest.mark.parametrize("ready", [True, False])
 async def test_a_refusal_keeps_the_servers_sentence(

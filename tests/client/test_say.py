@@ -19,6 +19,7 @@ from client.link import open_link
 from client.say import sampling_query
 from client.sound import read_frames
 from tests.client.signals import tone, write_wav
+from tests.client.stage import Stage, staged
 
 QUESTION = Path(__file__).parent.parent / "assets" / "speech" / "demo_2.opus"
 
@@ -112,6 +113,20 @@ def test_no_server(unused_tcp_port: int) -> None:
     done = say(QUESTION, "--url", f"ws://127.0.0.1:{unused_tcp_port}")
     assert done.returncode == 3
     assert "duologue-server" in done.stderr
+
+
+async def test_a_server_that_takes_no_call_now_is_quoted() -> None:
+    """Not every 4429 means that it is full."""
+
+    async def script(stage: Stage) -> None:
+        await stage.send(5, b"got a call while the model loads; call again in ten seconds")
+        await stage.close(4429, "loading")
+
+    async with staged(script) as url:
+        done = await asyncio.to_thread(say, QUESTION, "--url", url)
+    assert done.returncode == 6
+    assert "while the model loads; call again in ten seconds" in done.stderr
+    assert "full" not in done.stderr
 
 
 async def test_a_caller_who_must_wait_is_told_and_then_served(server_url: str) -> None:
