@@ -1,5 +1,6 @@
 """The two-step install: the lock is exact, complete by itself, and bound to nobody's package index."""
 
+import ast
 import os
 import re
 import subprocess
@@ -20,6 +21,13 @@ TORCH = "2.13.0"
 
 LIFTED = {"torch", "numpy", "aiohttp", "huggingface-hub", "safetensors", "sounddevice", "bitsandbytes"}
 """Requirements of `moshi` that we do not follow: docs/decisions/0001-lift-upstream-pins.md."""
+
+OURS = {"client", "server", "recipes"}
+DEMO = {ROOT / "client" / name for name in ("demo.py", "judge.py", "timeline.py")}
+"""`make demo` comes with the development extra; a caller needs none of it."""
+
+OTHER_NAMES = {"hibari": "hibari-tts"}
+"""Modules that are not called like their package."""
 
 pins = {
     canonicalize_name(name): Version(number)
@@ -59,6 +67,46 @@ def test_nothing_says_where_packages_come_from() -> None:
 def test_the_lock_has_what_the_extras_ask_for(extra: str) -> None:
     for requirement in [*map(Requirement, project()["dependencies"]), *expand([extra])]:
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def imported(path: Path) -> set[str]:
+    """First parts of what a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def foreign(path: Path) -> set[str]:
+    """Packages of others that a file needs; `moshi` is in no extra, on purpose (docs/decisions/0001)."""
+    names = imported(path) - sys.stdlib_module_names - OURS - {"moshi"}
+    return {canonicalize_name(OTHER_NAMES.get(name, name)) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("extra", "files"),
+    [
+        ("client", set((ROOT / "client").rglob("*.py")) - DEMO),
+        ("dev", DEMO),
+        ("server", set((ROOT / "server").rglob("*.py"))),
+        ("recipes", set((ROOT / "recipes").rglob("*.py"))),
+    ],
+)
+def test_what_is_imported_is_asked_for(extra: str, files: set[Path]) -> None:
+    asked = {canonicalize_name(each.name) for each in [*map(Requirement, project()["dependencies"]), *expand([extra])]}
+    missing = {f"{path.relative_to(ROOT)} imports {name}" for path in files for name in foreign(path) - asked}
+    assert files
+    assert not missing
+
+
+def test_extras_agree_about_versions() -> None:
+    lines = {line for extra in project()["optional-dependencies"].values() for line in extra}
+    names = [Requirement(line).name for line in lines if not line.startswith("duologue[")]
+    assert len(names) == len(set(names))
 
 
 def test_the_client_needs_neither_torch_nor_moshi() -> None:
