@@ -59,6 +59,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """After SIGTERM, running calls go on for so long."""
 
 
+_NO_FIELDS: Final = (ENVIRONMENT_PREFIX + "CONFIG", ENVIRONMENT_PREFIX + "URL")
+"""Names in the environment that are right but no settings: the file's, and the address `duologue` calls."""
+
 _FLAGS: Final = ("checkpoint", "slots", "host", "port", "data_dir", "device", "max_speed")
 
 EXPECTED: Final = {
@@ -128,8 +131,14 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    known = {ENVIRONMENT_PREFIX + name.upper(): name for name in ServerConfig.__struct_fields__}
-    return {known[key]: value for key, value in environment.items() if key in known}
+    """Give what has our prefix by its field's name; `_check` refuses what is no field."""
+    ours = {key: value for key, value in environment.items() if key.startswith(ENVIRONMENT_PREFIX)}
+    return {_field(key): value for key, value in ours.items() if key not in _NO_FIELDS}
+
+
+def _field(key: str) -> str:
+    name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
+    return name if name in ServerConfig.__struct_fields__ and key.isupper() else key
 
 
 def _check(source: str, fields: Mapping[str, Any]) -> None:

@@ -101,6 +101,18 @@ def test_a_bad_file_is_refused_with_its_name(tmp_path: Path, text: str, complain
     assert str(file) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["DUOLOGUE_SLOT", "DUOLOGUE_slots", "DUOLOGUE_", "DUOLOGUE_CONFIGS"])
+def test_an_unknown_name_in_the_environment_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([], {name: "3"})
+    assert str(caught.value).startswith(f"got {name} = an unknown name in the environment; expected one of checkpoint")
+    assert caught.value.name == name
+
+
+def test_what_is_not_for_the_server_may_be_in_the_environment() -> None:
+    assert load_config([], {"DUOLOGUE_URL": "http://elsewhere", "DUOLOGUES": "2", "URL": "x"}) == ServerConfig()
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(["--config", str(tmp_path / "none.toml")], {})
