@@ -23,6 +23,8 @@ _SWALLOW_S: Final = 0.5
 """An oversized message goes on arriving, and is thrown away, for so long before the connection is closed: closing
 with bytes unread would reset it, and the peer would lose what it was told."""
 _LONGEST_REASON_BYTES: Final = 123
+_HANGING_UP: Final = (CloseCode.OK, CloseCode.GOING_AWAY, 0)
+"""Codes of a peer that means to close; 0 is aiohttp's for a close frame without one. Others tell of a failure."""
 
 
 class ChatSocket:
@@ -57,7 +59,7 @@ class ChatSocket:
             data: bytes | str = message.data
             return data
         if message.type is WSMsgType.CLOSE:
-            self.parting = EndReason.HANG_UP
+            self.parting = EndReason.HANG_UP if message.data in _HANGING_UP else EndReason.LOST
         elif self.response.refused_as_too_big:
             self.parting = EndReason.TOO_BIG
         return None

@@ -274,6 +274,27 @@ def _samples(live: LiveServer, name: str) -> list[float]:
     return [sample.value for family in families for sample in family.samples if sample.name == name]
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "hang_up"),
+        (b"\x03\xe8", "hang_up"),
+        (b"\x03\xe9bye", "hang_up"),
+        (b"\x03\xea", "lost"),
+        (b"\x03\xf3", "lost"),
+        (b"\x0f\xa0", "lost"),
+    ],
+    ids=["none", "1000", "1001", "1002", "1011", "4000"],
+)
+async def test_a_close_frame_is_a_hang_up_only_if_it_says_so(tiny: Path, body: bytes, reason: str) -> None:
+    async with serving(tiny) as live:
+        reader, writer = await _upgraded_by_hand(live)
+        await reader.readexactly(3)
+        writer.write(bytes([0x88, 0x80 | len(body)]) + bytes(4) + body)
+        await until(lambda: live.count("duologue_sessions_total", end_reason=reason) == 1)
+        writer.close()
+
+
 def test_every_setting_notices_a_dead_peer_within_20_s() -> None:
     """aiohttp rounds waits beyond 5 s up to whole seconds, and gives half the interval for the answer."""
     for interval in (ServerConfig().heartbeat_s, 12.0):
