@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 
@@ -34,6 +35,7 @@ async def _serve(config: ServerConfig) -> bool:
     from server.engine import Engine  # noqa: PLC0415
 
     def load() -> Engine:
+        _leave_a_core()
         return Engine.load(config.checkpoint, slots=_slots(config), device=config.device)
 
     server = Server(config, load)
@@ -50,6 +52,24 @@ def _slots(config: ServerConfig) -> int:
         return config.slots
     on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
     return _AUTO_SLOTS["cuda" if on_gpu else "cpu"]
+
+
+def _leave_a_core() -> None:
+    """Let the tick compute on all cores but one: the event loop and Opus need theirs.
+
+    With as many threads as cores, a step whose threads meet other work waits at every barrier: measured on two
+    cores, eight rows, a busy neighbour: median 24 ms and 95th percentile 453 ms, against 28 and 30 ms with one
+    thread. OMP_NUM_THREADS, where set, decides instead.
+    """
+    import torch  # noqa: PLC0415
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, _cores() - 1))
+
+
+def _cores() -> int:
+    """Cores this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _announce(host: str, port: int) -> None:
