@@ -18,6 +18,7 @@ UNITS: Final = {
     "duologue_tick_duration_seconds": "seconds",
     "duologue_tick_overrun": "steps",
     "duologue_frames": "frames",
+    "duologue_frames_damaged": "frames",
     "duologue_sessions_active": "sessions",
     "duologue_sessions_waiting": "sessions",
     "duologue_sessions": "sessions",
@@ -115,6 +116,12 @@ class Metrics:
         self._ignored = self._counter("messages_ignored", "Messages nothing was done about, by kind.", "kind")
         self.overruns = Counter(
             "tick_overrun", "Steps that took longer than one frame's time.", namespace=_PREFIX, registry=self.registry
+        )
+        self.damaged = Counter(
+            "frames_damaged",
+            "Caller's frames that were not sound (NaN, infinite, far beyond full scale) and were heard as silence.",
+            namespace=_PREFIX,
+            registry=self.registry,
         )
         self.active = self._gauge("sessions_active", "Calls that have a slot now.")
         self.waiting = self._gauge("sessions_waiting", "Callers in the queue now.")

@@ -202,7 +202,7 @@ class Scheduler:
         return taken
 
     def _hand_over(self, taken: _Taken, out: FrameOutput, began_at: float, stepped_at: float) -> None:
-        text, pcm = out.text.tolist(), out.pcm.numpy()
+        text, pcm, damaged = out.text.tolist(), out.pcm.numpy(), sum(out.damaged.tolist())
         replies = [
             (
                 session,
@@ -216,10 +216,11 @@ class Scheduler:
             )
             for slot, session, frame in taken
         ]
-        self._post(lambda: self._deliver(replies, stepped_at - began_at, out.stages))
+        self._post(lambda: self._deliver(replies, stepped_at - began_at, out.stages, damaged))
 
-    def _deliver(self, replies: list[tuple[Session, Reply]], step_s: float, stages: StageSeconds) -> None:
+    def _deliver(self, replies: list[tuple[Session, Reply]], step_s: float, stages: StageSeconds, damaged: int) -> None:
         """On the event loop again."""
+        self._metrics.damaged.inc(damaged)
         self._metrics.observe(Stage.STEP, step_s)
         for stage, seconds in msgspec.structs.asdict(stages).items():
             self._metrics.observe(Stage(stage), seconds)

@@ -3,12 +3,13 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sphn
 
-from server.engine import Engine, SamplingParams
+from server.engine import Engine, FrameOutput, SamplingParams
 from server.protocol import Consent
 from tests.server.caller import Caller, calling, voice
 from tests.server.live import serving
@@ -162,6 +163,21 @@ async def test_metrics_follow_a_conversation(tiny: Path) -> None:
         status, text = await live.get("/metrics")
         assert status == 200
         assert 'duologue_tick_duration_seconds_bucket{le="0.08",stage="total"}' in text
+
+
+class HearsDamage(Engine):
+    """A real engine to which each frame comes broken."""
+
+    def step(self, pcm: Any, active: Any) -> FrameOutput:
+        return super().step(np.full_like(pcm, np.nan), active)
+
+
+async def test_frames_that_are_no_sound_are_counted(tiny: Path) -> None:
+    async with serving(tiny, engine=HearsDamage) as live, calling(live.url) as caller:
+        assert live.count("duologue_frames_damaged_total") == 0
+        await caller.greeted()
+        await caller.talk(voice(4))
+        assert live.count("duologue_frames_damaged_total") == 4
 
 
 def test_a_caller_is_not_ours() -> None:
