@@ -113,7 +113,7 @@ class Server:
         model = self.scheduler.model
         return _json(
             {
-                "model": model and {"checkpoint": model.checkpoint, "device": model.device},
+                "model": model and {"checkpoint": model.name, "device": model.device},
                 "adapter": None,
                 "versions": self._versions,
                 "slots": {"total": model.slots if model else 0, "busy": self.desk.busy, "waiting": self.desk.waiting},

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -35,6 +36,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a session and `/api/info` must know of the model."""
 
     checkpoint: str
+    """As the operator named it: `mini`, `hf:owner/name`, or a folder with its path."""
     device: str
     slots: int
     sample_rate: int
@@ -43,6 +45,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: Any
     silent_tokens: frozenset[int]
     recommended_sampling: SamplingParams
+
+    @property
+    def name(self) -> str:
+        """What anybody may know of `checkpoint`: not where the operator keeps it."""
+        return self.checkpoint if self.checkpoint.startswith("hf:") else Path(self.checkpoint).absolute().name
 
     @property
     def frame_s(self) -> float:

@@ -16,9 +16,10 @@ from typing import Any, cast
 import aiohttp
 import pytest
 
-from server.engine import Engine, FrameOutput
+from server.engine import Engine, FrameOutput, SamplingParams
 from server.errors import DrainingError, GoingAwayError, RefusalError, ServerFailedError
 from server.metrics import EndReason
+from server.session import ModelInfo
 from server.wire import ChatSocket
 from tests.server.caller import calling, voice
 from tests.server.live import LiveServer, serving, until
@@ -33,11 +34,31 @@ async def test_health_and_info_of_a_ready_server(tiny: Path) -> None:
         status, body = await live.get("/api/info")
         info = json.loads(body)
         assert status == 200
-        assert info["model"] == {"checkpoint": str(tiny), "device": "cpu"}
+        assert info["model"] == {"checkpoint": tiny.name, "device": "cpu"}
+        assert str(tiny.parent) not in body, "where it lies is the operator's business"
         assert info["slots"] == {"total": 3, "busy": 0, "waiting": 0}
         assert (info["adapter"], info["sample_rate"], info["frame_ms"]) == (None, 24000, 80)
         assert info["model_sample_rate"] == 16000
         assert {"duologue", "moshi", "torch", "sphn", "aiohttp", "python"} <= set(info["versions"])
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [("mini", "mini"), ("hf:owner/name", "hf:owner/name"), ("/srv/secret/model/", "model"), ("../model", "model")],
+)
+def test_a_model_is_called_by_its_folder_without_the_path(checkpoint: str, name: str) -> None:
+    model = ModelInfo(
+        checkpoint=checkpoint,
+        device="cpu",
+        slots=1,
+        sample_rate=16000,
+        frame_size=1280,
+        frame_rate=12.5,
+        tokenizer=None,
+        silent_tokens=frozenset(),
+        recommended_sampling=SamplingParams(),
+    )
+    assert model.name == name
 
 
 async def test_a_garbage_collection_does_not_go_through_the_model(tiny: Path) -> None:
