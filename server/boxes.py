@@ -101,6 +101,8 @@ class Outbox:
         self._limit = limit
         self._replies: deque[Reply] = deque()
         self._sounding = 0
+        self._mute = 0
+        """So many of the oldest replies surely have no sound: those need not be looked at again."""
         self._changed = asyncio.Event()
         self.dropped = 0
 
@@ -134,10 +136,12 @@ class Outbox:
 
     def _pop(self) -> Reply:
         reply = self._replies.popleft()
+        self._mute = max(0, self._mute - 1)
         self._sounding -= reply.pcm is not None
         return reply
 
     def _mute_oldest(self) -> None:
-        place = next(i for i, reply in enumerate(self._replies) if reply.pcm is not None)
-        self._replies[place] = msgspec.structs.replace(self._replies[place], pcm=None)
+        while self._replies[self._mute].pcm is None:
+            self._mute += 1
+        self._replies[self._mute] = msgspec.structs.replace(self._replies[self._mute], pcm=None)
         self._sounding -= 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -106,6 +107,35 @@ async def test_an_outbox_drops_the_oldest_sound_and_keeps_the_text(limit: int) -
     assert [one.token for one in out] == list(range(10)), "every piece of text, in order"
     assert [one.token for one in out if one.pcm is not None] == list(range(10 - limit, 10)), "the newest sound"
     assert len(outbox) == 0
+
+
+@given(
+    moves=st.lists(st.sampled_from(["sound", "text", "get"]), max_size=200),
+    limit=st.integers(1, 5),
+    often=st.integers(1, 20),
+)
+async def test_an_outbox_is_a_list_with_the_oldest_sound_dropped(moves: list[str], limit: int, often: int) -> None:
+    """Compared with a plain list that is searched from its beginning every time."""
+    outbox, plain = Outbox(limit=limit), list[list[int | bool]]()
+    for number, move in enumerate(moves * often):
+        if move != "get":
+            outbox.put(reply(number, sound=move == "sound"))
+            plain.append([number, move == "sound"])
+            if sum(sound for _, sound in plain) > limit:
+                next(each for each in plain if each[1])[1] = False
+        elif plain:
+            one = await outbox.get(1)
+            assert one is not None
+            assert [one.token, one.pcm is not None] == plain.pop(0)
+        assert len(outbox) == sum(sound for _, sound in plain)
+
+
+def test_who_does_not_read_for_long_costs_no_more_than_who_just_began() -> None:
+    outbox = Outbox(limit=1)
+    began = time.thread_time()
+    for number in range(30_000):
+        outbox.put(reply(number))
+    assert time.thread_time() - began < 1.0, "a search through 4,096 replies each time takes several"
 
 
 async def test_frames_without_sound_take_no_room_but_are_bounded() -> None:
