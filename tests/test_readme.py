@@ -19,10 +19,7 @@ from client.local_server import local_server
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
-MINI = ROOT / "server" / "checkpoints" / "mini"
 NOT_OURS = {".venv", "build", "demo", "data"}
-
-needs_mini = pytest.mark.skipif(not (MINI / "config.json").exists(), reason="the embedded model is not there yet")
 
 MAKE_DEMO = "make demo"
 MAKE_SERVE = "make serve"
@@ -80,7 +77,6 @@ def test_ci_runs_the_rest() -> None:
     assert set((ROOT / ".ci" / "run").read_text().splitlines()) >= BY_CI
 
 
-@needs_mini
 @pytest.mark.mini
 @pytest.mark.timeout(180)
 def test_make_demo(clone: Path) -> None:
@@ -108,7 +104,6 @@ def test_make_serve(clone: Path, tiny: Path, unused_tcp_port: int) -> None:
         wait_until_ready(unused_tcp_port)
 
 
-@needs_mini
 @pytest.mark.mini
 def test_serve(clone: Path, unused_tcp_port: int) -> None:
     """As it stands but for the port, which may be taken."""
