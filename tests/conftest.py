@@ -1,0 +1,19 @@
+"""What every test needs: one thread for torch, and no trace of one test in the next."""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+# Servers, engines and clients of one test share the machine's few cores. Two OpenMP threads that meet other work wait
+# at every barrier, which makes single steps ten times longer (docs/log.md). Set before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _denormals_as_they_were() -> Iterator[None]:
+    """The engine flushes denormals in the thread that steps it; hypothesis cannot draw floats in such a thread."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_flush_denormal(False)
