@@ -112,48 +112,42 @@ def _rounds(names: list[str]) -> Iterator[tuple[str, list[dict]]]:
 
 
 def _fill(bank: Path, assets: Path, names: list[str]) -> None:
+    """Add every line of the scripts that the bank lacks; those that could not be aligned are tried again."""
     bank.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        _retry(bank, assets, name)
-    done = {n: _count(bank, n) for n in names}
+    spoken = {name: _spoken(bank, name) for name in names}
     for name, lines in _rounds(names):
         for line in lines:
-            if done[name] > 0:
-                done[name] -= 1
-                continue
-            _append(bank, assets, name, line)
+            if line["text"] not in spoken[name]:
+                _append(bank, assets, name, line)
 
 
-def _count(bank: Path, voice: str) -> int:
-    path = bank / f"{voice.replace(' ', '_')}.count"
-    return int(path.read_text()) if path.exists() else 0
+def _spoken(bank: Path, voice: str) -> set[str]:
+    """What the bank has of `voice`, after cutting off a row that a killed run left unfinished."""
+    rows = (bank / voice.replace(" ", "_")).with_suffix(".jsonl")
+    if not rows.exists():
+        return set()
+    whole = rows.read_bytes()
+    if not whole.endswith(b"\n"):
+        rows.write_bytes(whole[: whole.rfind(b"\n") + 1])
+    return {json.loads(row)["text"] for row in rows.read_text().splitlines()}
 
 
-def _retry(bank: Path, assets: Path, voice: str) -> None:
-    """Try again the sentences that could not be aligned in an earlier run."""
-    count = _count(bank, voice)
-    if count:
-        have = {u.text for u in load(bank, voice)[0]}
-        for line in _script(voice)[:count]:
-            if line["text"] not in have:
-                _append(bank, assets, voice, line, counted=True)
-
-
-def _append(bank: Path, assets: Path, voice: str, line: dict, *, counted: bool = False) -> None:
+def _append(bank: Path, assets: Path, voice: str, line: dict) -> None:
+    """Synthesise, align and store one line; its row is written last, so that sound without a row does no harm."""
     rng = random.Random(zlib.crc32(f"{voice}{line['text']}".encode()))
     speed = 1.0 if voice == voices.MODEL_VOICE else rng.uniform(0.9, 1.15)
     sound = voices.speak(voice, line["text"], speed=speed, assets=assets)
-    aligned = align(line["text"], sound)
+    if (aligned := align(line["text"], sound)) is None:
+        return
     stem = bank / voice.replace(" ", "_")
-    if aligned is not None:
-        with stem.with_suffix(".pcm").open("ab") as raw:
-            offset = raw.tell() // 2
-            raw.write((sound * 32767).astype(np.int16).tobytes())
-        row = line | {"offset": offset, "samples": len(sound), "words": aligned.words, "phones": aligned.phones}
-        with stem.with_suffix(".jsonl").open("a") as rows:
-            rows.write(json.dumps(row) + "\n")
-    if not counted:
-        stem.with_suffix(".count").write_text(str(_count(bank, voice) + 1))
+    with stem.with_suffix(".pcm").open("ab") as raw:
+        if raw.tell() % 2:
+            raw.write(b"\0")
+        offset = raw.tell() // 2
+        raw.write((sound * 32767).astype(np.int16).tobytes())
+    row = line | {"offset": offset, "samples": len(sound), "words": aligned.words, "phones": aligned.phones}
+    with stem.with_suffix(".jsonl").open("a") as rows:
+        rows.write(json.dumps(row) + "\n")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The embedded model's codec: a small Mimi in the `moshi` package's own classes.
 
 Owns its configuration and the two bypasses training needs (latent before the codebooks, sound after them).
-16 kHz inside, 12.5 frames a second, one semantic and five acoustic codebooks of 512; about 98 M
+16 kHz inside, 12.5 frames a second, one semantic and five acoustic codebooks of 512; about 99 M
 multiply-adds per second of sound, encoder and decoder together.
 
 Shapes: B batch, S samples, T frames (S = 1280 T), C latent channels, D codebook dimension, K codebooks.
