@@ -15,6 +15,7 @@ number of slots gives the same tokens except where two logits are equal to about
 """
 
 import secrets
+import statistics
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -276,6 +277,29 @@ class Engine:
             self.step(silence, everyone)
         for slot in range(self._slots):
             self.close(slot)
+
+    def measure_step(self, rows: int, frames: int = 5) -> float:
+        """Median seconds of one step in which `rows` rows move: what the machine can hold, by its own clock.
+
+        Every slot must be closed, and is closed again afterwards. Raises `SlotError` when one is open and
+        `EngineError` for a bad `rows`.
+        """
+        if not _is_whole(rows, 1, self._slots):
+            raise EngineError(got=f"rows = {rows!r}", expected=f"1 to {self._slots}", remedy="load with more slots")
+        for slot in range(self._slots):
+            self._check_slot(slot, must_be_open=False)
+        for slot in range(rows):
+            self.open(slot, seed=slot)
+        noise = 0.1 * torch.randn(self._slots, self.frame_size, generator=torch.Generator().manual_seed(0))
+        moving = torch.arange(self._slots) < rows
+        seconds = []
+        for _ in range(frames):
+            began = time.perf_counter()
+            self.step(noise, moving)
+            seconds.append(time.perf_counter() - began)
+        for slot in range(rows):
+            self.close(slot)
+        return statistics.median(seconds)
 
     def _advance(self, pcm_BS: Tensor, moving_B: Tensor) -> tuple[Tensor, Tensor, Tensor, StageSeconds]:
         """One frame's work. Returns the complete column, its text's log-probability, its sound, and the times."""
