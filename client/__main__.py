@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from client import say
+from client.load import command as load
 
 __all__ = ["main"]
 
@@ -29,6 +30,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     say.add_arguments(command)
     command.set_defaults(run=say.run)
+    command = commands.add_parser(
+        "load",
+        help="call with many callers at once, and measure",
+        description="Call a server of this machine with many synthetic callers in real time, and say how it held.",
+        epilog=load.EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    load.add_arguments(command)
+    command.set_defaults(run=load.run)
     return parser
 
 

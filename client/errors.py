@@ -10,6 +10,8 @@ __all__ = [
     "ClientError",
     "NotAuthorisedError",
     "RefusedError",
+    "RemoteLoadError",
+    "ReportFileError",
     "ServerBusyError",
     "SoundFileError",
     "TokenFileError",
@@ -31,6 +33,18 @@ class SoundFileError(ClientError):
 
 class TokenFileError(ClientError):
     """The file with the access token cannot be read."""
+
+    exit_code = 2
+
+
+class ReportFileError(ClientError):
+    """A report or a picture cannot be written."""
+
+    exit_code = 2
+
+
+class RemoteLoadError(ClientError):
+    """A load was meant for a server that is not on this machine."""
 
     exit_code = 2
 
