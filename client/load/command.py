@@ -1,6 +1,7 @@
 """`duologue load`: the command line, and nothing else."""
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -90,6 +91,8 @@ def _load(arguments: argparse.Namespace) -> LoadReport:
         seed=arguments.seed,
         jitter_s=arguments.jitter_ms / 1000,
     )
+    gc.collect()
+    gc.freeze()  # what is there for good: a full round of the collector would make this program late
     report = summarise(run_party(plan, script))
     if not report.calls.served and report.problems:
         raise UnreachableError(f"No call was served at {arguments.url}: {'; '.join(report.problems)}.")

@@ -29,6 +29,7 @@ from client.sound import FRAME_S
 __all__ = ["Answers", "Journey", "Seconds", "Starvation", "model_delay", "starvation"]
 
 _USUAL_DELAY: Final = 1
+_NOTHING_S: Final = 1e-6
 Seconds = npt.NDArray[np.float64]
 """float64 [n]."""
 
@@ -125,7 +126,7 @@ def starvation(answers: Answers, jitter_s: float) -> Starvation:
     frames, seconds, needed, last = 0, 0.0, None, 0
     for moment, place in zip(came.tolist(), answers.place.tolist(), strict=True):
         needed = moment + jitter_s if needed is None else needed + (place - last) * FRAME_S
-        if moment > needed:
+        if moment > needed + _NOTHING_S:
             frames, seconds, needed = frames + 1, seconds + moment - needed, moment
         last = place
     return Starvation(frames=frames, seconds=seconds)

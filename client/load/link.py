@@ -102,8 +102,8 @@ class LoadLink(asyncio.Protocol):
             if isinstance(event, Frame):
                 if event.opcode is Opcode.BINARY:
                     self._on_message(bytes(event.data))
-            elif isinstance(event, Response) and not self.upgraded.done() and self._protocol.state is State.OPEN:
-                self.upgraded.set_result(None)
+            elif isinstance(event, Response) and self._protocol.handshake_exc is None and not self.upgraded.done():
+                self.upgraded.set_result(None)  # its close frame may have come at once, too
         self._flush()
 
     def _flush(self) -> None:

@@ -1,7 +1,6 @@
 """All callers of a load, from the first who calls to the last who hangs up, in a loop of their own."""
 
 import asyncio
-import gc
 import random
 import time
 from typing import Final
@@ -34,8 +33,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_party(plan: Plan, script: Script) -> Outcome:
     """Hold the load. Blocks for `plan.seconds` and little more, and raises nothing for what callers meet."""
-    gc.collect()
-    gc.freeze()  # what is there for good: a full round of the collector would delay callers
     with asyncio.Runner(loop_factory=LateLoop) as runner:
         return runner.run(_party(plan, script))
 

@@ -82,7 +82,7 @@ def _draw_stages(axes: "Axes", report: LoadReport) -> None:
     axes.axvline(FRAME_MS, color=_INK, linewidth=0.8, linestyle="--")
     axes.invert_yaxis()
     axes.set_title("the server's own clock: time by stage, ms", loc="left", fontsize=10, color=_INK)
-    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    axes.legend(loc="upper right", fontsize=8, frameon=False)
     _bare(axes)
 
 
