@@ -9,49 +9,46 @@ server drives it: `MimiModel` and `LMGen(use_sampling=False)`, both streaming at
 out. So the first frame after `open` is not heard (it only starts the model), and what a step returns is the
 frame `delay_frames` before the one it computes.
 
-Low-order bits of a product of matrices can depend on how many rows it has and on which of them one looks at.
-A row therefore computes in its own slot, at one fixed width, whatever the others do; another slot or another
-number of slots gives the same tokens except where two logits are equal to about seven digits.
+The work on a frame is done by a `FrameStep`: compiled for the processor (`native`), or upstream's modules
+(`upstream`) on a GPU and for models or machines that the first cannot serve. Compiled, a row's numbers are the same to
+the last bit in any slot, at any width, in any company, and a step costs what its active rows cost. With upstream's
+modules every step has the full width; low-order bits of a product of matrices can depend on that width and on the
+slot, so another slot or another number of slots gives the same tokens except where two logits are equal to about
+seven digits.
 """
 
+import logging
 import secrets
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 import numpy as np
 import torch
-from moshi.utils.compile import no_compile
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.cpu import BuildError, UnsupportedModelError
 from server.engine.checkpoint import Checkpoint, load_checkpoint
-from server.engine.codec import StreamingCodec
-from server.engine.columns import TokenColumns
-from server.engine.language import DepthStep, TemporalStep
+from server.engine.frames import FrameStep, StageSeconds
+from server.engine.native import NativeStep
 from server.engine.params import SamplingParams
-from server.engine.sampling import RowSampling
+from server.engine.upstream import UpstreamStep
 from server.errors import AdapterError, EngineError, FrameError, SlotError
 
-__all__ = ["Engine", "FrameOutput", "StageSeconds"]
+__all__ = ["Engine", "FrameOutput", "Work"]
+
+log = logging.getLogger(__name__)
+
+Work = Literal["auto", "native", "upstream"]
+"""What does the work on a frame."""
 
 _SEED_BITS = 63
-_LOUDEST = 16.0
-"""Samples are meant to lie within -1 and 1; beyond this the sender is broken, not loud."""
 _WARM_UP_FRAMES = 4
+_NO_ADAPTER = 0
 _MOST_SLOTS = 4096
-
-
-class StageSeconds(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one step's time went, in seconds, for all rows together. On a GPU: until the work was queued."""
-
-    encode: float
-    temporal: float
-    """The text token's choice is in it."""
-    depth: float
-    decode: float
 
 
 class FrameOutput(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -80,50 +77,32 @@ class FrameOutput(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class Engine:
     """A model and its slots. Not thread-safe: one thread at a time calls `open`, `step` and `close`.
 
-    Made by `load`. The slots' state lives in the model's modules, so a model belongs to one engine.
+    Made by `load`. The slots' state may live in the model's modules, so a model belongs to one engine.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, slots: int, device: torch.device) -> None:
-        lm, mimi = checkpoint.lm, checkpoint.mimi
+    def __init__(self, checkpoint: Checkpoint, *, slots: int, device: torch.device, work: Work = "auto") -> None:
         self._checkpoint = checkpoint
         self._slots = slots
-        self._open = [False] * slots
-        self._user_codebooks: int = lm.n_q - lm.dep_q
-        with torch.inference_mode():
-            self._codec = StreamingCodec(mimi, slots)
-            self._temporal = TemporalStep(lm, slots)
-            self._depth = DepthStep(lm)
-            self._columns = TokenColumns(
-                rows=slots,
-                delays=lm.delays,
-                dep_q=lm.dep_q,
-                text_start=lm.text_initial_token_id,
-                audio_start=lm.initial_token_id,
-                device=device,
-            )
-            self._sampling = RowSampling(
-                rows=slots,
-                text_card=lm.text_linear.out_features,
-                dep_q=lm.dep_q,
-                card=lm.card,
-                padding_ids=(lm.text_padding_token_id, lm.end_of_text_padding_id),
-                device=device,
-            )
         self._device = device
+        self._open = [False] * slots
+        self._work = _frame_step(checkpoint, slots, device, work)
 
     @classmethod
-    def load(cls, checkpoint: str | Path, *, slots: int = 8, device: str = "auto") -> Self:
+    def load(cls, checkpoint: str | Path, *, slots: int = 8, device: str = "auto", work: Work = "auto") -> Self:
         """Load "mini", a folder, or "hf:owner/name", with room for `slots` conversations at once.
 
         `device` is "cpu", "cuda", "cuda:N" or "auto" (a GPU where there is one). The language model runs in
         float32 on a CPU and in bfloat16 on a GPU; the codec always in float32. Nothing is downloaded except
-        for "hf:". Raises `CheckpointError`, and `EngineError` for a bad `slots` or `device`.
+        for "hf:". `work` is "native" (compiled for the processor when it is first needed, in about two seconds),
+        "upstream" (the `moshi` package's modules), or "auto": native on a CPU where that is possible. As many threads
+        work as `torch.get_num_threads()` says now. Raises `CheckpointError`, and `EngineError` for a bad `slots`,
+        `device` or `work`.
         """
         if not _is_whole(slots, 1, _MOST_SLOTS):
             raise EngineError(got=f"slots = {slots!r}", expected=f"1 to {_MOST_SLOTS}", remedy="try slots=8")
         place = _device(device)
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-        return cls(load_checkpoint(checkpoint, device=place, dtype=dtype), slots=slots, device=place)
+        return cls(load_checkpoint(checkpoint, device=place, dtype=dtype), slots=slots, device=place, work=work)
 
     @property
     def checkpoint(self) -> str:
@@ -139,6 +118,11 @@ class Engine:
     def device(self) -> str:
         """Where the model runs, for example "cpu" or "cuda:0"."""
         return str(self._device)
+
+    @property
+    def work(self) -> str:
+        """What does the work on a frame: "native" or "upstream"."""
+        return "native" if isinstance(self._work, NativeStep) else "upstream"
 
     @property
     def slots(self) -> int:
@@ -178,7 +162,7 @@ class Engine:
     @property
     def user_codebooks(self) -> int:
         """Audio codebooks of the user's side."""
-        return self._user_codebooks
+        return int(self._checkpoint.lm.n_q - self._checkpoint.lm.dep_q)
 
     @property
     def text_padding_id(self) -> int:
@@ -218,20 +202,14 @@ class Engine:
         if adapter is not None:
             raise AdapterError(adapter, expected="None: no adapter is loaded", remedy="open the slot without one")
         seed = secrets.randbits(_SEED_BITS) if seed is None else _checked_seed(seed)
-        row_B = torch.arange(self._slots) == slot
-        with torch.inference_mode():
-            self._codec.reset(row_B)
-            self._temporal.reset(row_B)
-            self._columns.reset(row_B)
-            self._sampling.set(slot, params or self.recommended_sampling, seed)
+        self._work.open(slot, params or self.recommended_sampling, _NO_ADAPTER, seed)
         self._open[slot] = True
         return seed
 
     def close(self, slot: int) -> None:
         """End the conversation in an open slot. Raises `SlotError`."""
         self._check_slot(slot, must_be_open=True)
-        with torch.inference_mode():
-            self._sampling.clear(slot)
+        self._work.close(slot)
         self._open[slot] = False
 
     def step(self, pcm: Tensor | NDArray[np.float32], active: Tensor | NDArray[np.bool_]) -> FrameOutput:
@@ -246,20 +224,14 @@ class Engine:
         moving_B = _checked("active", active, torch.bool, (self._slots,))
         for slot in moving_B.nonzero()[:, 0].tolist():
             self._check_slot(slot, must_be_open=True)
-        torch.set_flush_denormal(True)  # per thread, and denormals make convolutions many times slower
-        with torch.inference_mode(), no_compile():
-            sound_B = pcm_BS.abs().amax(dim=1) <= _LOUDEST  # False for NaN
-            heard_BS = pcm_BS.masked_fill(~(moving_B & sound_B)[:, None], 0.0)
-            tokens, logprob, spoken, stages = self._advance(heard_BS.to(self._device), moving_B)
-        # Tensors made in inference mode refuse later writes; their copies are ordinary ones.
-        tokens = tokens.cpu().clone()
+        stepped = self._work.step(pcm_BS, moving_B)
         return FrameOutput(
-            pcm=spoken.cpu().clone(),
-            text=tokens[:, 0],
-            tokens=tokens,
-            logprob=logprob.cpu().clone(),
-            damaged=moving_B & ~sound_B,
-            stages=stages,
+            pcm=stepped.pcm_BS,
+            text=stepped.tokens_BK[:, 0],
+            tokens=stepped.tokens_BK,
+            logprob=stepped.logprob_B,
+            damaged=stepped.damaged_B,
+            stages=stepped.stages,
         )
 
     def warm_up(self, frames: int = _WARM_UP_FRAMES) -> None:
@@ -281,7 +253,8 @@ class Engine:
     def measure_step(self, rows: int, frames: int = 5) -> float:
         """Median seconds of one step in which `rows` rows move: what the machine can hold, by its own clock.
 
-        Every slot must be closed, and is closed again afterwards. Raises `SlotError` when one is open and
+        The calls are as old as the context, so that none will ever cost more. Every slot must be closed, and is closed
+        again afterwards. Raises `SlotError` when one is open and
         `EngineError` for a bad `rows`.
         """
         if not _is_whole(rows, 1, self._slots):
@@ -290,6 +263,7 @@ class Engine:
             self._check_slot(slot, must_be_open=False)
         for slot in range(rows):
             self.open(slot, seed=slot)
+            self._work.age(slot, self.context_frames)
         noise = 0.1 * torch.randn(self._slots, self.frame_size, generator=torch.Generator().manual_seed(0))
         moving = torch.arange(self._slots) < rows
         seconds = []
@@ -300,31 +274,6 @@ class Engine:
         for slot in range(rows):
             self.close(slot)
         return statistics.median(seconds)
-
-    def _advance(self, pcm_BS: Tensor, moving_B: Tensor) -> tuple[Tensor, Tensor, Tensor, StageSeconds]:
-        """One frame's work. Returns the complete column, its text's log-probability, its sound, and the times."""
-        columns, sampling = self._columns, self._sampling
-        began = time.perf_counter()
-        user = self._codec.encode(pcm_BS, columns.hears(moving_B))[:, : self._user_codebooks]
-        columns.hear(user, moving_B)
-        encoded = time.perf_counter()
-        sampling.begin_frame(columns.step_B)
-        hidden, logits = self._temporal(columns.next_input(moving_B), moving_B)
-        text, text_logprob = sampling.pick_text(logits)
-        thought = time.perf_counter()
-        audio = self._depth(text, hidden, sampling.pick_audio)
-        sampling.remember(text, moving_B)
-        columns.speak(text, audio, text_logprob, moving_B)
-        tokens, logprob, out_B = columns.complete(moving_B)
-        voiced = time.perf_counter()
-        spoken = self._codec.decode(tokens[:, 1 : 1 + self.model_codebooks], out_B)
-        stages = StageSeconds(
-            encode=encoded - began,
-            temporal=thought - encoded,
-            depth=voiced - thought,
-            decode=time.perf_counter() - voiced,
-        )
-        return tokens, logprob, spoken, stages
 
     def _check_slot(self, slot: int, *, must_be_open: bool) -> None:
         if not _is_whole(slot, 0, self._slots - 1):
@@ -339,6 +288,24 @@ class Engine:
                 expected=f"one that is {states[must_be_open]}",
                 remedy=f"{'open' if must_be_open else 'close'} it first",
             )
+
+
+def _frame_step(checkpoint: Checkpoint, slots: int, device: torch.device, work: Work) -> FrameStep:
+    if work not in {"auto", "native", "upstream"}:
+        raise EngineError(got=f"work = {work!r}", expected='"auto", "native" or "upstream"', remedy="leave it out")
+    if work == "upstream" or (work == "auto" and device.type != "cpu"):
+        return UpstreamStep(checkpoint, slots, device)
+    try:
+        return NativeStep(checkpoint, slots, threads=torch.get_num_threads())
+    except (BuildError, UnsupportedModelError) as problem:
+        if work == "native":
+            raise EngineError(
+                got=f"no compiled step for {checkpoint.name} ({problem})",
+                expected="a C compiler and a model of Moshi's family",
+                remedy='use work="auto", which then runs the moshi package\'s modules',
+            ) from problem
+        log.warning("%s runs on the moshi package's modules, several times slower: %s", checkpoint.name, problem)
+        return UpstreamStep(checkpoint, slots, device)
 
 
 def _device(name: str) -> torch.device:

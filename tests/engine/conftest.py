@@ -7,6 +7,7 @@ import pytest
 
 from server.engine import Engine
 from server.engine.checkpoint import MINI
+from server.engine.engine import Work
 from tests.engine.promises import SLOTS
 from tests.engine.stock import Stock
 from tests.tiny_checkpoint import write_tiny_checkpoint
@@ -36,8 +37,15 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="class")
-def loaded(folder: Path) -> Engine:
-    return Engine.load(folder, slots=SLOTS, device="cpu")
+def work(request: pytest.FixtureRequest) -> Work:
+    """What does the work on the class's frames."""
+    chosen: Work = getattr(request.cls, "work", "auto")
+    return chosen
+
+
+@pytest.fixture(scope="class")
+def loaded(folder: Path, work: Work) -> Engine:
+    return Engine.load(folder, slots=SLOTS, device="cpu", work=work)
 
 
 @pytest.fixture(scope="class")

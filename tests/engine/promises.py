@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from server.engine import Engine, SamplingParams
+from server.engine.engine import Work
 from tests.engine.calls import GREEDY, assert_same, batch, converse, mask
 from tests.engine.stock import NOTHING, Stock, sound
 
@@ -21,9 +22,10 @@ SAMPLED = SamplingParams(text_temperature=2.0, text_topk=0, audio_temperature=2.
 
 class EnginePromises:
     checkpoint: str
+    work: Work = "native"
 
     def test_greedy_equals_stock_server(self, folder: Path, stock: Stock) -> None:
-        alone = Engine.load(folder, slots=1, device="cpu")
+        alone = Engine.load(folder, slots=1, device="cpu", work=self.work)
         pcm = sound(FRAMES, alone.frame_size, seed=1)
         got, wanted = converse(alone, 0, pcm), stock.converse(pcm)
         assert_same(got._replace(logprob=wanted.logprob), wanted)
@@ -84,7 +86,7 @@ class EnginePromises:
     def test_seed_means_the_same_in_every_slot_and_width(self, folder: Path, engine: Engine) -> None:
         pcm = sound(FRAMES, engine.frame_size, seed=7)
         calls = [converse(engine, slot, pcm, SAMPLED, seed=5, noise_seed=slot) for slot in range(SLOTS)]
-        calls.append(converse(Engine.load(folder, slots=1, device="cpu"), 0, pcm, SAMPLED, seed=5))
+        calls.append(converse(Engine.load(folder, slots=1, device="cpu", work=self.work), 0, pcm, SAMPLED, seed=5))
         for call in calls[1:]:
             assert_same(call, calls[0])
 

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from server.engine import Engine, SamplingParams
+from server.engine.engine import Work
+from server.engine.native import NativeStep
+from server.engine.upstream import UpstreamStep
 from tests.engine.calls import batch, converse, mask
 from tests.engine.stock import sound
 
@@ -81,9 +84,10 @@ class Callers(RuleBasedStateMachine):
         torch.testing.assert_close(torch.stack(conversation.logprob), alone.logprob, equal_nan=True)
 
 
-def test_conversations_do_not_notice_one_another(tiny: Path) -> None:
+@pytest.mark.parametrize("work", ["native", "upstream"])
+def test_conversations_do_not_notice_one_another(tiny: Path, work: Work) -> None:
     class OnTiny(Callers):
-        engine = Engine.load(tiny, slots=SLOTS, device="cpu")
+        engine = Engine.load(tiny, slots=SLOTS, device="cpu", work=work)
 
     limits = settings(
         max_examples=25,
@@ -95,10 +99,14 @@ def test_conversations_do_not_notice_one_another(tiny: Path) -> None:
     run_state_machine_as_test(OnTiny, settings=limits)
 
 
-def test_the_check_sees_a_leak(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine fails on an engine whose masks are ignored, so that its silence above means something."""
-    leaky = Engine.load(tiny, slots=SLOTS, device="cpu")
-    monkeypatch.setattr(leaky._temporal._rows, "select", lambda moving_B: None)
+@pytest.mark.parametrize("work", ["native", "upstream"])
+def test_the_check_sees_a_leak(tiny: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine fails on an engine whose rows share their memory, so that its silence above means something."""
+    leaky = Engine.load(tiny, slots=SLOTS, device="cpu", work=work)
+    if isinstance(leaky._work, UpstreamStep):
+        monkeypatch.setattr(leaky._work._temporal._rows, "select", lambda moving_B: None)
+    elif isinstance(leaky._work, NativeStep):
+        leaky._work.machine._model["row_floats"] = 0
     machine = Callers()
     machine.engine = leaky
     machine.open_or_close(slot=0, params=PARAMS[0], seed=1)

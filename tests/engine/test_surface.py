@@ -20,6 +20,8 @@ def test_members() -> None:
         "close",
         "step",
         "warm_up",
+        "measure_step",
+        "work",
         "checkpoint",
         "device",
         "recommended_sampling",

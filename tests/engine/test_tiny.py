@@ -9,3 +9,13 @@ class TestTiny(EnginePromises):
 
 class TestTwentyFourKilohertz(EnginePromises):
     checkpoint = "tiny_24k"
+
+
+class TestTinyUpstream(EnginePromises):
+    checkpoint = "tiny"
+    work = "upstream"
+
+
+class TestTwentyFourKilohertzUpstream(EnginePromises):
+    checkpoint = "tiny_24k"
+    work = "upstream"

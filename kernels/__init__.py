@@ -1,0 +1,1 @@
+"""What the model's step and its training spend their time in, written for the machine they run on."""
