@@ -24,8 +24,8 @@ from server.protocol import FRAME_MS, CloseCode, Kind, QueuePosition, Stats
 
 __all__ = ["Call", "Caller", "Habits", "Probe"]
 
-_DRAIN_S: Final = 1.5
-_QUIET_S: Final = 0.4
+_DRAIN_S: Final = 3.0
+_QUIET_S: Final = 0.8
 _LOUD: Final = 10 ** (-50 / 20)
 _AGAIN_S: Final = (0.5, 2.0)
 

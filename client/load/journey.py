@@ -29,6 +29,8 @@ from client.sound import FRAME_S
 __all__ = ["Answers", "Journey", "Seconds", "Starvation", "model_delay", "starvation"]
 
 _USUAL_DELAY: Final = 1
+_LONGEST_DELAY: Final = 4
+"""Dialogue models have 1 or 2; who is further behind is a server that cannot keep up."""
 _NOTHING_S: Final = 1e-6
 Seconds = npt.NDArray[np.float64]
 """float64 [n]."""
@@ -133,8 +135,9 @@ def starvation(answers: Answers, jitter_s: float) -> Starvation:
 
 
 def model_delay(journeys: Sequence[Journey]) -> int:
-    """How many frames the model's replies are behind by nature, as these calls show; 1 when none does."""
+    """How many frames the model's replies are behind by nature, as these calls show; 1 when none shows it."""
     heard = [journey for journey in journeys if journey.read]
     seen = [journey.smallest_gap() for journey in heard]
     seen += [journey.unanswered for journey in heard if journey.answered_all]
-    return max(0, min(seen, default=_USUAL_DELAY))
+    least = min(seen, default=_USUAL_DELAY)
+    return max(0, least) if least <= _LONGEST_DELAY else _USUAL_DELAY

@@ -107,6 +107,7 @@ def test_the_models_own_delay_is_seen_and_taken_off(model: int) -> None:
 
 def test_without_a_call_that_shows_it_the_models_delay_is_the_usual_one() -> None:
     assert model_delay([Journey()]) == 1
+    assert model_delay([call([0.9] * 20, model=12)]) == 1, "that is a server far behind, not a model"
 
 
 def test_late_is_what_a_strict_player_misses() -> None:

@@ -1,0 +1,54 @@
+"""What this machine can do at most: bytes read and multiply-adds a second, as torch gets them on the same threads."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import torch
+
+from benchmarks.stock_model import Size
+
+__all__ = ["Machine", "limit_ms", "measure_machine"]
+
+_REPEATS: Final = 7
+_MATRIX: Final = 1024
+_BYTES: Final = 4
+"""Of a float32: both sides compute in it."""
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """Rates, the best of several tries."""
+
+    bytes_per_s: float
+    """Reading a buffer as large as the model's weights, again and again: from whichever cache it fits in."""
+    multiply_adds_per_s: float
+    """Of float32 matrices of 1024 x 1024."""
+
+
+def measure_machine(size: Size) -> Machine:
+    """Measure, for a model of this size."""
+    weights = torch.ones(max(size.weights, 1))
+    left, right = torch.rand(_MATRIX, _MATRIX), torch.rand(_MATRIX, _MATRIX)
+    return Machine(
+        bytes_per_s=_BYTES * len(weights) / _best(weights.sum),
+        multiply_adds_per_s=_MATRIX**3 / _best(lambda: left @ right),
+    )
+
+
+def limit_ms(size: Size, machine: Machine, *, rows: int, age: int) -> tuple[float, float]:
+    """Give the least milliseconds of a frame of `rows` calls that are `age` frames old: for reading, for computing."""
+    values = size.weights + rows * age * size.cache_values
+    return (
+        1000 * _BYTES * values / machine.bytes_per_s,
+        1000 * rows * size.multiply_adds / machine.multiply_adds_per_s,
+    )
+
+
+def _best(work: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
