@@ -38,10 +38,10 @@ def measure_machine(size: Size) -> Machine:
 
 def limit_ms(size: Size, machine: Machine, *, rows: int, age: int) -> tuple[float, float]:
     """Give the least milliseconds of a frame of `rows` calls that are `age` frames old: for reading, for computing."""
-    values = size.weights + rows * age * size.cache_values
+    past = age * size.cache_values
     return (
-        1000 * _BYTES * values / machine.bytes_per_s,
-        1000 * rows * size.multiply_adds / machine.multiply_adds_per_s,
+        1000 * _BYTES * (size.weights + rows * past) / machine.bytes_per_s,
+        1000 * rows * (size.multiply_adds + past) / machine.multiply_adds_per_s,
     )
 
 

@@ -23,7 +23,7 @@ LIFTED = {"torch", "numpy", "aiohttp", "huggingface-hub", "safetensors", "soundd
 """Requirements of `moshi` that we do not follow: docs/decisions/0001-lift-upstream-pins.md."""
 
 OURS = {"client", "server", "recipes"}
-DEMO = {ROOT / "client" / name for name in ("demo.py", "judge.py", "timeline.py")}
+DEMO = {ROOT / "client" / name for name in ("demo.py", "judge.py", "timeline.py", "load/picture.py")}
 """`make demo` comes with the development extra; a caller needs none of it."""
 
 OTHER_NAMES = {"hibari": "hibari-tts"}

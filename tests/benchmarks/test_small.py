@@ -1,0 +1,89 @@
+"""Every benchmark at toy size on the tiny checkpoint, peer included: that it runs and what it prints, never a time."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from benchmarks import capacity, delay, frame_step, soak
+from benchmarks.servers import our_server, stock_server
+from benchmarks.trial import judge, load
+from tests.tiny_checkpoint import write_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_checkpoint(tmp_path_factory.mktemp("tiny_for_benchmarks"), sample_rate=24000))
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # servers start, and calls last as long as they last
+
+Run = Callable[..., dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def run(tiny: str, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a benchmark as from its command line and give its rows by name."""
+
+    def one(module: Any, *arguments: str) -> dict[str, dict[str, Any]]:
+        module.main(["--json", "--checkpoint", tiny, *arguments])
+        report = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert report["benchmark"] == module.__name__.rpartition(".")[2]
+        return {row["name"]: row for row in report["rows"]}
+
+    return one
+
+
+def test_frame_step(run: Run) -> None:
+    """The fixed row names, stages and limit; and on the tiny model, too, the tokens are upstream's."""
+    size = ("--rows", "1", "3", "--full-context-rows", "3", "--trials", "2", "--frames", "2")
+    rows = run(frame_step, *size)
+    assert {"frame_ms_rows_1", "frame_ms_rows_3", "frame_ms_rows_3_full_context"} <= set(rows)
+    for name in ("frame_ms_rows_1", "frame_ms_rows_3_full_context"):
+        row = rows[name]
+        assert (row["peer"], row["unit"]) == ("moshi", "ms")
+        assert row["ratio"] == pytest.approx(row["peer_value"] / row["value"], rel=0.01)
+        assert rows[f"{name}_limit"]["value"] > 0
+        stages = [rows[f"{name}_{stage}"]["value"] for stage in ("encode", "language", "decode")]
+        assert 0 < sum(stages) <= 1.5 * row["value"]
+    assert rows["frame_ms_rows_1"]["goal"] == 4
+    assert rows["rows_with_equal_tokens_1"]["value"] == rows["rows_with_equal_tokens_3"]["value"] == 1
+
+
+def test_delay(run: Run) -> None:
+    rows = run(delay, "--calls", "1", "--seconds", "0.5")
+    row = rows["added_delay_p50_ms"]
+    assert row["value"] > 0
+    assert row["peer_value"] > 0
+    assert (row["goal"], row["peer"]) == (30, "moshi")
+
+
+def test_capacity(run: Run) -> None:
+    size = ("--most", "2", "--trial-seconds", "2.5", "--confirm-seconds", "2.5")
+    rows = run(capacity, *size)
+    assert {"callers_held", "added_delay_p50_ms"} <= set(rows)
+    held = rows["callers_held"]
+    assert (held["goal"], held["peer"]) == (32, "moshi")
+    assert held["peer_value"] <= 1, "it holds one conversation"
+    assert 0 <= held["value"] <= 2
+
+
+def test_the_stock_server_lets_a_second_caller_wait(tiny: str) -> None:
+    with stock_server(tiny) as running:
+        report = load(running.url, callers=2, seconds=4.0, ramp_s=0.5)
+    assert (report.calls.served, report.calls.never_served + report.calls.failed) == (1, 1)
+    verdict = judge(report)
+    assert not verdict.held
+    assert "only 1 of 2" in verdict.reason
+
+
+def test_a_soak_of_a_few_seconds_loses_nothing(tiny: str) -> None:
+    """Callers come, go and vanish; every slot is there afterwards."""
+    with our_server(tiny, slots=3) as running:
+        rows = {row.name: row for row in soak.soak(running, seconds=14, callers=3, slots=3, call_s=2.0, rude=0.4)}
+    assert (rows["calls"].value or 0) > 6
+    for nothing in ("slots_lost", "calls_left_open", "failed_calls"):
+        assert rows[nothing].value == 0, (nothing, rows[nothing].remark)
+    growth_mb = rows["memory_growth_mb"].value
+    assert growth_mb is None or growth_mb < 64
