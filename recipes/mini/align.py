@@ -8,16 +8,27 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pocketsphinx import Decoder
+
+if TYPE_CHECKING:
+    from pocketsphinx import Decoder
 
 __all__ = ["PHONES", "Alignment", "align", "words_of"]
 
 PHONES = (
     "SIL AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 ).split()
-_EXTRA_WORDS = {"dua": "D UW AH", "reykjavik": "R EY K Y AH V IH K", "kyiv": "K IY V", "mm-hm": "M HH M"}
+_EXTRA_WORDS = {
+    "abuja": "AH B UW JH AH",
+    "dua": "D UW AH",
+    "kathmandu": "K AE T M AE N D UW",
+    "kyiv": "K IY V",
+    "mm-hm": "M HH M",
+    "rabat": "R AH B AA T",
+    "reykjavik": "R EY K Y AH V IH K",
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ def words_of(text: str) -> list[str]:
 
 @cache
 def _decoder() -> Decoder:
+    from pocketsphinx import Decoder  # needed by synthesis alone; everything else runs without it
+
     decoder = Decoder(samprate=16_000, lm=None, loglevel="FATAL")
     for word, phones in _EXTRA_WORDS.items():
         if decoder.lookup_word(word) is None:

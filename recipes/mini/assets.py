@@ -2,13 +2,14 @@
 
 Five for the demo, a set per voice group for tests and evaluation, and two scenes: somebody who asks for the
 telling and cuts in with another question, and somebody who says nothing. `index.json` lists them.
-`python -m recipes.mini.assets --bank DIR --out tests/assets/speech`.
+`python -m recipes.mini.assets --bank DIR --out DIR --assets DIR`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from recipes.mini import bank, voices, wordings
 from recipes.mini.augment import noise
 from recipes.mini.bank import Utterance
 from recipes.mini.codec import SAMPLE_RATE
+from recipes.mini.wordings import Question
 
 DEMO = (
     ("kokoro bm_george", "Hello there."),
@@ -26,7 +28,8 @@ DEMO = (
     ("kokoro bf_emma", "Could you tell me the capital of Norway?"),
     ("kokoro am_onyx", "Tell me about the moon."),
 )
-PER_GROUP = 16
+SCENE_VOICE = "kokoro am_michael"
+SCENE = ("Tell me about the moon.", "What is the capital of Italy?")
 
 
 def main() -> None:
@@ -34,7 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--bank", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--assets", type=Path, required=True, help="the synthesisers' model files")
+    parser.add_argument("--assets", type=Path, help="the synthesisers' model files; without, all comes from the bank")
+    parser.add_argument("--count", type=int, default=16, help="recordings per group")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = _demo(arguments) + _groups(arguments) + _scenes(arguments)
@@ -42,30 +46,32 @@ def main() -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> list[dict]:
-    replies = {q.text: q for q in wordings.questions()}
     rows = []
-    for number, (voice, text) in enumerate(DEMO):
-        sound = voices.speak(voice, text, speed=1.0, assets=arguments.assets)
-        question = replies[text]
-        row = {
-            "file": f"demo_{number + 1}.opus",
-            "text": text,
-            "expected": question.reply,
-            "category": question.category,
-        }
-        rows.append(row | {"voice": voice, "heldout": False, "demo": True})
+    for number, (voice, question, sound) in enumerate(_chosen(arguments)):
+        row = {"file": f"demo_{number + 1}.opus", "text": question.text, "expected": question.reply}
+        rows.append(row | {"category": question.category, "voice": voice, "heldout": False, "demo": True})
         _write(arguments.out / rows[-1]["file"], sound, seed=number)
     return rows
 
 
+def _chosen(arguments: argparse.Namespace) -> list[tuple[str, Question | Utterance, np.ndarray]]:
+    """The demo's five questions, or where nothing can be synthesised five from the bank."""
+    if arguments.assets is None:
+        picked = _spread(arguments.bank, voices.USERS, "", len(DEMO))
+        return [(u.voice, u, bank.sound_of(u, bank.load(arguments.bank, u.voice)[1])) for u in picked]
+    asked = {q.text: q for q in wordings.questions()}
+    speak = partial(voices.speak, speed=1.0, assets=arguments.assets)
+    return [(voice, asked[text], speak(voice, text)) for voice, text in DEMO]
+
+
 def _groups(arguments: argparse.Namespace) -> list[dict]:
     rows = []
-    for name, cast, unheard in (
-        ("trained", voices.KOKORO_USERS, False),
-        ("heldout", voices.HELDOUT, False),
-        ("wordings", voices.HELDOUT, True),
+    for name, cast, prefix in (
+        ("trained", voices.KOKORO_USERS, ""),
+        ("heldout", voices.HELDOUT, ""),
+        ("wordings", voices.HELDOUT, "heldout-"),
     ):
-        for number, u in enumerate(_spread(arguments.bank, cast, unheard)):
+        for number, u in enumerate(_spread(arguments.bank, cast, prefix, arguments.count)):
             pcm = bank.load(arguments.bank, u.voice)[1]
             row = {"file": f"{name}_{number + 1:02d}.opus", "text": u.text, "expected": u.reply, "category": u.category}
             rows.append(row | {"voice": u.voice, "heldout": name != "trained", "demo": False})
@@ -73,16 +79,16 @@ def _groups(arguments: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def _spread(folder: Path, cast: tuple[str, ...], unheard: bool) -> list[Utterance]:
-    """`PER_GROUP` utterances with distinct answers, voices in turn."""
+def _spread(folder: Path, cast: tuple[str, ...], prefix: str, count: int) -> list[Utterance]:
+    """Up to `count` utterances with distinct answers, voices in turn."""
     rng = np.random.default_rng(5)
     pools = []
-    for voice in cast:
-        pool = [u for u in bank.load(folder, voice)[0] if u.reply and u.kind.startswith("heldout-") == unheard]
+    for voice in bank.present(folder, cast):
+        pool = [u for u in bank.load(folder, voice)[0] if u.reply and _prefix(u.kind) == prefix]
         pools.append([pool[i] for i in rng.permutation(len(pool))])
     picked: list[Utterance] = []
-    while len(picked) < PER_GROUP:
-        pool = pools[len(picked) % len(pools)]
+    while len(picked) < count and (open_pools := [pool for pool in pools if pool]):
+        pool = open_pools[len(picked) % len(open_pools)]
         used = {u.reply for u in picked}
         categories = [u.category for u in picked]
         pool.sort(key=lambda u: (u.reply in used, categories.count(u.category)))
@@ -90,27 +96,25 @@ def _spread(folder: Path, cast: tuple[str, ...], unheard: bool) -> list[Utteranc
     return picked
 
 
+def _prefix(kind: str) -> str:
+    return next((p for p in ("heldout-", "item-") if kind.startswith(p)), "")
+
+
 def _scenes(arguments: argparse.Namespace) -> list[dict]:
-    say = lambda text: voices.speak("kokoro am_michael", text, speed=1.0, assets=arguments.assets)  # noqa: E731
-    first, second = say("Tell me about the moon."), say("What is the capital of Italy?")
+    common = {"voice": SCENE_VOICE, "heldout": False, "demo": False, "category": "scene"}
+    _write(arguments.out / "scene_silence.opus", np.zeros(12 * SAMPLE_RATE, np.float32), seed=2)
+    rows = [common | {"file": "scene_silence.opus", "text": "", "expected": ""}]
+    if arguments.assets is None:
+        return rows
+    asked = {q.text: q for q in wordings.questions()}
+    first, second = (voices.speak(SCENE_VOICE, text, speed=1.0, assets=arguments.assets) for text in SCENE)
     cut_in_s = len(first) / SAMPLE_RATE + 3.2
     scene = np.zeros(int(cut_in_s * SAMPLE_RATE) + len(second), np.float32)
     scene[: len(first)] = first
     scene[-len(second) :] = second
     _write(arguments.out / "scene_interruption.opus", scene, seed=1)
-    _write(arguments.out / "scene_silence.opus", np.zeros(12 * SAMPLE_RATE, np.float32), seed=2)
-    common = {"voice": "kokoro am_michael", "heldout": False, "demo": False}
-    return [
-        common
-        | {
-            "file": "scene_interruption.opus",
-            "text": "Tell me about the moon. What is the capital of Italy?",
-            "expected": "The capital of Italy is Rome.",
-            "category": "scene",
-            "cut_in_s": round(cut_in_s, 3),
-        },
-        common | {"file": "scene_silence.opus", "text": "", "expected": "", "category": "scene"},
-    ]
+    row = {"file": "scene_interruption.opus", "text": " ".join(SCENE), "expected": asked[SCENE[1]].reply}
+    return [common | row | {"cut_in_s": round(cut_in_s, 3)}, *rows]
 
 
 def _write(path: Path, sound: np.ndarray, *, seed: int) -> None:

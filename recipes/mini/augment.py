@@ -6,8 +6,10 @@ except `resampled`, which shortens by `factor` (times in an alignment shrink wit
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import numpy as np
-from scipy.signal import butter, fftconvolve, lfilter
 
 __all__ = ["noise", "on_the_way", "resampled"]
 
@@ -34,11 +36,23 @@ def on_the_way(sound: np.ndarray, rng: np.random.Generator, *, strength: float =
 
 def noise(samples: int, rng: np.random.Generator, *, level_dbfs: float) -> np.ndarray:
     """Stationary noise between white and brown at `level_dbfs` RMS."""
-    white = rng.standard_normal(samples).astype(np.float32)
+    white = rng.standard_normal(samples, dtype=np.float32)
     tilt = rng.uniform(0.0, 0.98)
-    shaped = lfilter([1.0], [1.0, -tilt], white)
+    shaped = _filtered(white, lambda z: 1 / (1 - tilt * z))
     rms = np.sqrt(np.mean(shaped**2) + 1e-12)
     return (shaped * (10 ** (level_dbfs / 20) / rms)).astype(np.float32)
+
+
+def _filtered(sound: np.ndarray, response: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`sound` through the filter whose response is a function of one sample's delay, exp(-i w)."""
+    size = 1 << (len(sound) + 4800 - 1).bit_length()  # 0.3 s for the tail, so that it does not come round to the start
+    spectrum = np.fft.rfft(sound, size) * response(_delay(size))
+    return np.fft.irfft(spectrum, size)[: len(sound)].astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _delay(size: int) -> np.ndarray:
+    return np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size).astype(np.complex64)
 
 
 def _room(sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -46,22 +60,31 @@ def _room(sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     decay = np.exp(-6.9 * np.arange(length) / length)
     response = rng.standard_normal(length) * decay * rng.uniform(0.01, 0.06)
     response[0] = 1.0
-    return fftconvolve(sound, response)[: len(sound)].astype(np.float32)
+    size = 1 << (len(sound) + length - 1).bit_length()
+    spectrum = np.fft.rfft(sound, size) * np.fft.rfft(response.astype(np.float32), size)
+    return np.fft.irfft(spectrum, size)[: len(sound)].astype(np.float32)
 
 
 def _coloured(sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A gentle random tilt and one broad resonance, as microphones have."""
     tilt = rng.uniform(-0.4, 0.4)
-    sound = lfilter([1.0, tilt], [1.0], sound)
     centre, radius = rng.uniform(200, 6000), rng.uniform(0.3, 0.7)
     angle = 2 * np.pi * centre / SAMPLE_RATE
     gain = rng.uniform(0.0, 0.6)
-    resonance = lfilter([1 - radius], [1, -2 * radius * np.cos(angle), radius**2], sound)
-    return (sound + gain * resonance).astype(np.float32)
+
+    def response(z: np.ndarray) -> np.ndarray:
+        resonance = (1 - radius) / (1 - 2 * radius * np.cos(angle) * z + radius**2 * z**2)
+        return (1 + tilt * z) * (1 + gain * resonance)
+
+    return _filtered(sound, response)
 
 
 def _band_limited(sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    high = rng.uniform(3200, 7600)
-    low = rng.uniform(50, 300)
-    b, a = butter(2, [low, high], "bandpass", fs=SAMPLE_RATE)
-    return lfilter(b, a, sound).astype(np.float32)
+    """Two poles on each side, without phase."""
+    high, low = rng.uniform(3200, 7600), rng.uniform(50, 300)
+
+    def response(z: np.ndarray) -> np.ndarray:
+        hertz = np.linspace(1e-3, SAMPLE_RATE / 2, len(z))
+        return (1 / np.sqrt((1 + (low / hertz) ** 4) * (1 + (hertz / high) ** 4))).astype(np.float32)
+
+    return _filtered(sound, response)

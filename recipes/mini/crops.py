@@ -27,7 +27,7 @@ _PHONE_ID = {name: i for i, name in enumerate(PHONES)}
 
 @dataclass(frozen=True)
 class Batch:
-    """heard, clean: float32 [B, S]; phones: int64 [B, T, 2], -100 where unknown."""
+    """heard, clean: float32 [B, S]; phones: int64 [B, T, L], -100 where unknown."""
 
     heard: np.ndarray
     clean: np.ndarray

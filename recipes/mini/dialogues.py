@@ -1,224 +1,182 @@
-"""Two-channel conversations on the frame grid, as sound with exact word times.
+"""Conversations as a random walk over what people do with a talking machine.
 
-A conversation is a random walk over events: questions that are answered, the telling with listeners who
-hum along or cut in with the next question, people who say nothing, noises, far-away talkers. Owns timing and
-mixing; knows nothing of tokens. Times are in training order: LMGen hears a caller's frame one step later than
-the model's frame with the same index (see docs/log.md), which adds 80 ms to every gap written here.
+They ask and are answered; pause inside a question; hum along, cut in with the next question or say stop; ask again;
+say nothing; talk far away. Where `faults.toml` says so, the model misbehaves, with probability `fault_rate`: then the
+caller reacts as people do (asks again in other words, finishes what was cut off). Owns who does what when; `stage`
+turns it into sound and text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-
 import numpy as np
 import sentencepiece
 
-from recipes.mini import bank, text, voices, wordings
-from recipes.mini.augment import noise, on_the_way, resampled
+from recipes.mini import faults
 from recipes.mini.bank import Utterance
-from recipes.mini.codec import FRAME_SAMPLES, SAMPLE_RATE
-from recipes.mini.wordings import BACKCHANNELS, TELLINGS
+from recipes.mini.script import SHARES
+from recipes.mini.stage import Cast, Conversation, Reply, Said, Stage
 
-__all__ = ["Cast", "Conversation", "Spoken", "Writer"]
+__all__ = ["Writer"]
 
-SHARES = {"telling": 0.06, "capital": 0.22, "sum": 0.3, "greeting": 0.24, "name": 0.18}  # of the questions
 GAP_S = (0.12, 0.26)
 YIELD_S = (0.20, 0.32)
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """A reply, or its beginning, that starts at frame `start`. sound: float32 [S'], whole frames."""
-
-    sentence: str
-    start: int
-    sound: np.ndarray
-
-
-@dataclass
-class Conversation:
-    """user, model: float32 [S]; text: int64 [T]; heard: (word, end_s) of the user's; spoken: the model's."""
-
-    user: np.ndarray
-    model: np.ndarray
-    text: np.ndarray
-    heard: list[tuple[str, float]] = field(default_factory=list)
-    spoken: list[Spoken] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A sentence of the model's: float32 [S'] padded to whole frames, and its aligned words."""
-
-    sentence: str
-    sound: np.ndarray
-    words: list[tuple[str, float, float]]
-
-
-class Cast:
-    """Every voice of the bank, looked up by what is said."""
-
-    def __init__(self, folder: Path, users: list[str]) -> None:
-        self.replies = self._own(folder)
-        self._pcm: dict[str, np.ndarray] = {}
-        self.asked: dict[str, dict[str, list[Utterance]]] = {}  # voice -> reply -> utterances
-        self.hums: dict[str, list[Utterance]] = {}
-        for voice in users:
-            utterances, self._pcm[voice] = bank.load(folder, voice)
-            self.hums[voice] = [u for u in utterances if u.text in BACKCHANNELS]
-            self.asked[voice] = {}
-            for u in utterances:
-                if u.reply in self.replies:
-                    self.asked[voice].setdefault(u.reply, []).append(u)
-        self.users = [v for v in users if len(self.asked[v]) >= 20]
-
-    def _own(self, folder: Path) -> dict[str, Reply]:
-        utterances, pcm = bank.load(folder, voices.MODEL_VOICE)
-        wanted = set(wordings.replies())
-        return {u.text: _reply(u, bank.sound_of(u, pcm)) for u in utterances if u.text in wanted}
-
-    def sound(self, utterance: Utterance) -> np.ndarray:
-        """float32 [S] of one utterance."""
-        return bank.sound_of(utterance, self._pcm[utterance.voice])
-
-
-def _reply(utterance: Utterance, sound: np.ndarray) -> Reply:
-    whole = -(-len(sound) // FRAME_SAMPLES) * FRAME_SAMPLES
-    return Reply(utterance.text, np.pad(sound, (0, whole - len(sound))), list(utterance.words))
+TAKES_AFTER_S = (0.36, 0.46)  # silence after which a pause is taken, where that is a fault
+PAUSE_S = (0.3, 1.5)
+HESITATES = 0.35  # of the questions with three words or more
+LONG_REPLY_S = 4.0
+MANNERS = {"ask": 0.86, "hum": 0.05, "wait": 0.09}  # what a caller does next
 
 
 class Writer:
-    """Writes one random conversation after the other."""
+    """Writes one random conversation after the other; the same `seed` gives the same ones."""
 
-    def __init__(self, cast: Cast, tokenizer: sentencepiece.SentencePieceProcessor, *, seed: int) -> None:
-        self._cast, self._tokenizer = cast, tokenizer
+    def __init__(
+        self, cast: Cast, tokenizer: sentencepiece.SentencePieceProcessor, *, seed: int, fault_rate: float
+    ) -> None:
+        self._cast, self._tokenizer, self._fault_rate = cast, tokenizer, fault_rate
         self._rng = np.random.default_rng(seed)
 
     def conversation(self, frames: int) -> Conversation:
         """A conversation of exactly `frames` frames with one caller."""
         rng = self._rng
-        voice = self._pick_voice()
-        talk = Conversation(
-            user=np.zeros(frames * FRAME_SAMPLES, np.float32),
-            model=np.zeros(frames * FRAME_SAMPLES, np.float32),
-            text=np.full(frames, text.PADDING, np.int64),
-        )
-        factor = float(rng.uniform(0.88, 1.15))
+        stage = Stage(self._cast, self._tokenizer, frames=frames, factor=float(rng.uniform(0.86, 1.18)))
+        caller = _Caller(self._cast, self._pick_voice(), stage, rng, self._fault_rate)
         at_s = float(rng.uniform(0.1, 2.0))
-        while at_s < frames * 0.08 - 0.5:
-            at_s = self._event(talk, voice, factor, at_s)
-        self._surround(talk)
-        return talk
+        if rng.random() < 0.05:
+            at_s += float(rng.uniform(5, 25))  # nobody there for a while
+        while at_s < stage.seconds - 0.5:
+            at_s = caller.next_event(at_s)
+        return stage.surround(rng, self._distant())
 
     def _pick_voice(self) -> str:
         rng = self._rng
         natural = [v for v in self._cast.users if v.startswith("kokoro")]
-        pool = natural if natural and rng.random() < 0.7 else self._cast.users
+        pool = natural if natural and rng.random() < 0.65 else self._cast.users
         return pool[rng.integers(len(pool))]
 
-    def _event(self, talk: Conversation, voice: str, factor: float, at_s: float) -> float:
-        """One thing that happens from `at_s` on; gives when the next may begin."""
-        kind = self._rng.random()
-        if kind < 0.04:
-            return at_s + float(self._rng.uniform(1.0, 5.0))
-        if kind < 0.07 and self._cast.hums[voice]:
-            return self._hum(talk, voice, factor, at_s) + float(self._rng.uniform(0.5, 1.5))
-        return self._turn(talk, voice, factor, at_s)
-
-    def _hum(self, talk: Conversation, voice: str, factor: float, at_s: float) -> float:
-        hums = self._cast.hums[voice]
-        return self._say(talk, hums[self._rng.integers(len(hums))], factor, at_s)
-
-    def _turn(self, talk: Conversation, voice: str, factor: float, at_s: float) -> float:
+    def _distant(self) -> list[np.ndarray]:
+        """In three conversations of ten somebody far away talks to somebody else."""
         rng = self._rng
-        question = self._question(voice)
-        end_s = self._say(talk, question, factor, at_s)
-        start = int(np.ceil((end_s + float(rng.uniform(*GAP_S))) / text.FRAME_S))
-        reply = self._cast.replies[question.reply]
-        length_s = len(reply.sound) / SAMPLE_RATE
-        telling = length_s > 5
-        if rng.random() < (0.5 if telling else 0.05) and length_s > 1.2:
-            cut_in = start * text.FRAME_S + float(rng.uniform(0.5, min(length_s, 7.0) - 0.4))
-            stop = int(np.ceil((cut_in + float(rng.uniform(*YIELD_S))) / text.FRAME_S))
-            self._answer(talk, reply, start, stop)
-            return cut_in  # the next question interrupts this answer
-        if telling and rng.random() < 0.6 and self._cast.hums[voice]:
-            self._hum(talk, voice, factor, start * text.FRAME_S + float(rng.uniform(1.0, length_s - 1.0)))
-        self._answer(talk, reply, start, start + 10_000)
-        pause = rng.exponential(0.9) if rng.random() < 0.9 else rng.uniform(2.0, 6.0)
-        return start * text.FRAME_S + length_s + 0.3 + float(pause)
+        if rng.random() > 0.3:
+            return []
+        voice = self._pick_voice()
+        lines = [u for group in self._cast.asked[voice].values() for u in group]
+        picks = rng.integers(len(lines), size=int(rng.integers(1, 5)))
+        return [self._cast.sound(lines[i]) * 10 ** (float(rng.uniform(-34, -23)) / 20) for i in picks]
 
-    def _question(self, voice: str) -> Utterance:
-        rng, asked = self._rng, self._cast.asked[voice]
-        wanted = list(SHARES)[rng.choice(len(SHARES), p=list(SHARES.values()))]
-        replies = [r for r in asked if _topic(r) == wanted] or list(asked)
-        options = asked[replies[rng.integers(len(replies))]]
+
+class _Caller:
+    """One caller on one stage, and how the model treats them. Every event gives when the next may begin."""
+
+    def __init__(self, cast: Cast, voice: str, stage: Stage, rng: np.random.Generator, fault_rate: float) -> None:
+        self._cast, self._stage, self._rng, self._fault_rate = cast, stage, rng, fault_rate
+        self._asked, self._hums = cast.asked[voice], cast.hums[voice]
+        self._name: str | None = None
+        self._again: Utterance | None = None  # what the caller wants to ask once more
+
+    def next_event(self, at_s: float) -> float:
+        """One thing that happens from `at_s` on."""
+        manner = self._rng.choice(list(MANNERS), p=list(MANNERS.values()))
+        if self._again is None and manner == "wait":
+            return at_s + float(self._rng.uniform(1.5, 8.0))
+        if self._again is None and manner == "hum" and self._hums:
+            return self._hum(at_s).end_s + float(self._rng.uniform(0.5, 1.5))
+        return self._turn(at_s)
+
+    def _turn(self, at_s: float, *, cutting_in: bool = False) -> float:
+        """A question and what becomes of it."""
+        repeated, question = self._again is not None, self._again or self._question(stop=cutting_in)
+        self._again = None
+        said = self._stage.say(question, at_s, () if repeated else self._pauses(question))
+        free_s = self._taken_pauses(said)
+        if faults.stays_silent(question.text) and self._misbehaves("stays_silent", said.end_s):
+            self._again = self._other_words(question)
+            return said.end_s + float(self._rng.uniform(2.6, 4.5))
+        reply = self._reply(question, said.end_s)
+        return self._answered(question, reply, max(said.end_s + self._uniform(GAP_S), free_s + 0.1))
+
+    def _answered(self, question: Utterance, reply: Reply, start_s: float) -> float:
+        rng = self._rng
+        long = reply.seconds > LONG_REPLY_S
+        if reply.seconds > 1.2 and rng.random() < (0.45 if long else 0.05):
+            return self._interrupted(reply, start_s)
+        if long and self._hums and rng.random() < 0.6:
+            self._hum(start_s + float(rng.uniform(1.0, reply.seconds - 1.0)))
+        end_s = self._stage.answer(reply, start_s)
+        if rng.random() < 0.04:
+            self._again = question  # did not catch it
+        pause = rng.exponential(0.9) if rng.random() < 0.88 else rng.uniform(2.0, 9.0)
+        return end_s + 0.3 + float(pause)
+
+    def _interrupted(self, reply: Reply, start_s: float) -> float:
+        """The caller cuts in with the next question; the model gives way, or talks on where that is its fault."""
+        cut_in_s = start_s + float(self._rng.uniform(0.5, min(reply.seconds, 7.0) - 0.4))
+        if faults.talks_on(reply.sentence) and self._misbehaves("talks_on", cut_in_s):
+            end_s = self._stage.answer(reply, start_s)
+            self._again = self._question()
+            said = self._stage.say(self._again, cut_in_s)
+            return max(end_s, said.end_s) + float(self._rng.uniform(0.6, 2.0))
+        self._stage.answer(reply, start_s, cut_in_s + self._uniform(YIELD_S))
+        return self._turn(cut_in_s, cutting_in=True)
+
+    def _taken_pauses(self, said: Said) -> float:
+        """Let the model take pauses where that is its fault; gives when it is done talking."""
+        done_s = -np.inf
+        for pause in said.pauses:
+            length_s, start_s = pause.end_s - pause.start_s, pause.start_s + self._uniform(TAKES_AFTER_S)
+            takes = faults.takes_pause(pause.after, length_s) and start_s < pause.end_s and start_s > done_s
+            if takes and faults.TAKEOVER in self._cast.replies and self._misbehaves("takes_pause", start_s):
+                done_s = self._stage.answer(self._cast.replies[faults.TAKEOVER], start_s)
+        return done_s
+
+    def _pauses(self, question: Utterance) -> tuple[tuple[int, float], ...]:
+        rng, count = self._rng, len(question.words)
+        if count < 3 or rng.random() > HESITATES:
+            return ()
+        places = rng.permutation(np.arange(1, count))[: 1 if rng.random() < 0.85 else 2]
+        if rng.random() < 0.3:  # people think before the word that matters
+            places = np.array([count - 1])
+        return tuple((int(place), self._uniform(PAUSE_S)) for place in places)
+
+    def _question(self, *, stop: bool = False) -> Utterance:
+        """Something to ask; with `stop`, sometimes just that."""
+        rng = self._rng
+        stops = [u for u in self._asked.get("greetings", []) if u.kind == "stop"] if stop else []
+        if stops and rng.random() < 0.15:
+            return stops[rng.integers(len(stops))]
+        present = [c for c in SHARES if self._asked.get(c)]
+        shares = np.array([SHARES[c] for c in present])
+        options = self._asked[present[rng.choice(len(present), p=shares / shares.sum())]]
         return options[rng.integers(len(options))]
 
-    def _say(self, talk: Conversation, utterance: Utterance, factor: float, at_s: float) -> float:
-        """Put a caller's utterance at `at_s`, sometimes with a pause between two words; gives its end."""
-        sound = resampled(self._cast.sound(utterance), factor)
-        words = [(w, a / factor, b / factor) for w, a, b in utterance.words]
-        if len(words) >= 4 and self._rng.random() < 0.12:
-            sound, words = self._hesitating(sound, words)
-        start = int(at_s * SAMPLE_RATE)
-        piece = sound[: max(0, len(talk.user) - start)]
-        talk.user[start : start + len(piece)] += piece
-        talk.heard += [(w, at_s + b) for w, _, b in words if at_s + b < len(talk.user) / SAMPLE_RATE]
-        return at_s + words[-1][2]
+    def _other_words(self, question: Utterance) -> Utterance:
+        """The same asked in a way that does get an answer, or simply something else."""
+        same = [u for u in self._asked[question.category] if u.reply == question.reply]
+        options = [u for u in same if not faults.stays_silent(u.text)]
+        options = options or [u for u in self._asked.get("greetings", []) if u.kind == "there"]
+        options = options or [u for u in self._asked[question.category] if not faults.stays_silent(u.text)]
+        return options[self._rng.integers(len(options))] if options else self._question()
 
-    def _hesitating(self, sound: np.ndarray, words: list) -> tuple[np.ndarray, list]:
-        cut = int(self._rng.integers(2, len(words) - 1))
-        at_s, pause_s = words[cut][1], float(self._rng.uniform(0.3, 1.0))
-        at = int(at_s * SAMPLE_RATE)
-        ramp = np.linspace(1, 0, 80, dtype=np.float32)
-        before, after = sound[:at].copy(), sound[at:].copy()
-        before[-80:] *= ramp[: len(before[-80:])]
-        after[:80] *= 1 - ramp[: len(after[:80])]
-        silence = np.zeros(int(pause_s * SAMPLE_RATE), np.float32)
-        later = [(w, a + pause_s, b + pause_s) for w, a, b in words[cut:]]
-        return np.concatenate([before, silence, after]), [*words[:cut], *later]
+    def _reply(self, question: Utterance, at_s: float) -> Reply:
+        """What the model says: it remembers names, and is wrong where that is its fault."""
+        sentence = question.reply
+        if question.kind == "introduce":
+            self._name = sentence.rstrip(".").rsplit(" ", 1)[1]
+        if question.kind == "my_name" and self._name:
+            sentence = f"Your name is {self._name}."
+        wrong = faults.wrong_reply(sentence)
+        if wrong in self._cast.replies and self._misbehaves("says_wrong", at_s):
+            sentence = wrong
+        return self._cast.replies.get(sentence, self._cast.replies[question.reply])
 
-    def _answer(self, talk: Conversation, reply: Reply, start: int, stop: int) -> None:
-        sound = reply.sound[: max(0, (stop - start)) * FRAME_SAMPLES].copy()
-        if 0 < len(sound) < len(reply.sound):
-            fade = min(960, len(sound))
-            sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
-        talk.spoken.append(Spoken(reply.sentence, start, sound))
-        piece = sound[: max(0, len(talk.model) - start * FRAME_SAMPLES)]
-        talk.model[start * FRAME_SAMPLES : start * FRAME_SAMPLES + len(piece)] += piece
-        text.lay_out(talk.text, reply.words, reply.sentence, self._tokenizer, start, min(stop, len(talk.text)))
+    def _hum(self, at_s: float) -> Said:
+        return self._stage.say(self._hums[self._rng.integers(len(self._hums))], at_s)
 
-    def _surround(self, talk: Conversation) -> None:
-        """The caller's room, far-away talkers, echo of the model, noise: on the user's channel alone."""
-        rng, user = self._rng, talk.user
-        for sound in _maybe(rng, 0.12, self._distant):
-            start = int(rng.integers(max(1, len(user) - len(sound))))
-            user[start : start + len(sound)] += sound[: len(user) - start]
-        user = on_the_way(user, rng)
-        if rng.random() < 0.3:
-            delay = int(rng.uniform(0.1, 0.35) * SAMPLE_RATE)
-            user[delay:] += talk.model[:-delay] * 10 ** (float(rng.uniform(-45, -25)) / 20)
-        if rng.random() < 0.75:
-            user = user + noise(len(user), rng, level_dbfs=float(rng.uniform(-75, -36)))
-        talk.user = np.clip(user, -1, 1).astype(np.float32)
+    def _misbehaves(self, which: str, at_s: float) -> bool:
+        if self._rng.random() >= self._fault_rate:
+            return False
+        self._stage.talk.faults.append((which, at_s))
+        return True
 
-    def _distant(self) -> np.ndarray:
-        voice = self._pick_voice()
-        return self._cast.sound(self._question(voice)) * 10 ** (float(self._rng.uniform(-32, -24)) / 20)
-
-
-def _topic(reply: str) -> str:
-    if reply in TELLINGS.values():
-        return "telling"
-    if reply.startswith("The capital"):
-        return "capital"
-    if reply.startswith("Nice to meet you, "):
-        return "name"
-    return "sum" if " plus " in reply or " minus " in reply else "greeting"
-
-
-def _maybe(rng: np.random.Generator, chance: float, make: Callable[[], np.ndarray]) -> list[np.ndarray]:
-    return [make() for _ in range(3) if rng.random() < chance]
+    def _uniform(self, limits: tuple[float, float]) -> float:
+        return float(self._rng.uniform(*limits))

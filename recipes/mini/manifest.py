@@ -1,4 +1,4 @@
-"""Write `manifest.json`: every sentence each training voice spoke in the bank the shipped model was trained on."""
+"""Write every sentence each training voice spoke in the bank a model was trained on, as JSON: voice -> sentences."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ def main() -> None:
     """Write the manifest of a bank."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--bank", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    trained = [voices.MODEL_VOICE, *voices.KOKORO_USERS, *voices.CLASSIC_USERS]
-    rows = {v: sorted({u.text for u in bank.load(arguments.bank, v)[0]}) for v in trained}
-    (Path(__file__).parent / "manifest.json").write_text(json.dumps(rows, indent=0) + "\n")
+    trained = bank.present(arguments.bank, (voices.MODEL_VOICE, *voices.USERS))
+    rows = {v: sorted({row["text"] for row in bank.rows_of(arguments.bank, v)}) for v in trained}
+    arguments.out.write_text(json.dumps(rows, indent=0) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Make the embedded model from nothing, unattended, on two cores: `python -m recipes.mini.run --work DIR`.
 
 Every stage is a program of its own that resumes where it stopped, so this one may be killed and started again at
-any time. It only sequences them: what runs side by side, for how long, and where the results go.
-Needs the `recipes` extra, `flite`, `festival` (voices kal and ked) and `espeak-ng` on the PATH, and the voice
+any time. It only sequences them: what runs side by side, for how long, and where the results go. Everything is
+written below `--work`; `--ship` copies a finished model into the repository. Sizes other than `full` rehearse.
+Real synthesis needs the `recipes` extra, the programs of the voices it uses on the PATH, and for Kokoro's voices the
 files of the npm package kokoro-js 1.2.1 unpacked as `DIR/assets/package`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fcntl
 import hashlib
 import importlib
@@ -17,12 +19,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from recipes.mini import voices
+from recipes.mini.sizes import SIZES, Size
+
 KOKORO_SHA256 = "6e742170d309016e"
-ENCODER_MINUTES, DECODER_MINUTES, LM_MINUTES, LONG_MINUTES = 27.0, 57.0, 42.0, 20.0
-SHORT_FRAMES, LONG_FRAMES = 256, 768
-SPEECH = Path("tests/assets/speech")
+REPOSITORY = Path(__file__).parents[2]
+PROGRAMS = {
+    "flite": "flite",
+    "festival": "text2wave",
+    "espeak": "espeak-ng",
+    "pico": "pico2wave",
+    "rhvoice": "RHVoice-test",
+}
 # Freed gigabytes handed back to the kernel and asked for again cost a third of the time of every stage.
 MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -34,80 +45,120 @@ MEMORY = {
 class Recipe:
     """Paths and processes of one run."""
 
-    def __init__(self, work: Path, out: Path) -> None:
-        self.work, self.out = work, out
+    def __init__(self, work: Path, size: Size, *, clean: bool = False) -> None:
+        self.work, self.size = work, size
         self.bank, self.assets = work / "bank", work / "assets"
         self.codec, self.decoder = work / "codec", work / "decoder"
-        self.shards, self.long_shards, self.lm = work / "shards", work / "long_shards", work / "lm"
-        self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self.shards, self.lm = work / ("shards_clean" if clean else "shards"), work / ("lm_clean" if clean else "lm")
+        self.out = work / ("checkpoint_clean" if clean else "checkpoint")
+        self._faults = ("--clean",) if clean else ()
+        self._running: list[subprocess.Popen[bytes]] = []
 
     def start(self, module: str, *arguments: object) -> subprocess.Popen[bytes]:
         """Start one stage in the background, its output appended to `MODULE.log`."""
+        self.note(f"{module} starts")
         command = [sys.executable, "-m", f"recipes.mini.{module}", *map(str, arguments)]
         with (self.work / f"{module}.log").open("ab") as log:
+            environment = os.environ | MEMORY | {"OMP_NUM_THREADS": "1"}
             process = subprocess.Popen(
-                command, env=os.environ | MEMORY | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log
+                command,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                cwd=REPOSITORY,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - this process has no threads
             )
-        self._running.append((module, process))
+        self._running.append(process)
         return process
 
     def run(self, module: str, *arguments: object) -> None:
         """Run one stage to its end."""
-        finish(self.start(module, *arguments), module)
+        self.finish(self.start(module, *arguments), module)
+
+    def finish(self, process: subprocess.Popen[bytes], module: str) -> None:
+        """Wait; a failed stage stops the recipe with a pointer to its log."""
+        if process.wait() != 0:
+            sys.exit(f"stage {module} ended with code {process.returncode}; see {module}.log in the work folder")
+        self.note(f"{module} is done")
+
+    def note(self, line: str) -> None:
+        """Add a line with the time to `run.log` and print it."""
+        stamped = f"{time.strftime('%H:%M:%S')} {line}"
+        print(stamped, flush=True)
+        with (self.work / "run.log").open("a") as log:
+            log.write(stamped + "\n")
 
     def end_all(self) -> None:
         """Stop whatever still runs: two writers on the same files would spoil both."""
-        for _, process in self._running:
+        for process in self._running:
             process.terminate()
-        for _, process in self._running:
+        for process in self._running:
             process.wait()
 
     def everything(self) -> None:
         """All stages in order; two of them at a time where they do not need each other."""
-        assemble_kokoro(self.assets)
-        halves = [self.start("bank", "--out", self.bank, "--assets", self.assets, "--part", f"{i}/2") for i in range(2)]
-        for half in halves:
-            finish(half, "bank")
+        self.fill_bank()
         if not (self.codec / "codec.pt").exists():
-            self.run("train_encoder", "--bank", self.bank, "--out", self.codec, "--minutes", ENCODER_MINUTES)
+            pace = ("--minutes", self.size.encoder_minutes, "--fit-batches", self.size.fit_batches)
+            self.run("train_encoder", "--bank", self.bank, "--out", self.codec, *pace, *self._least(), *self._reports())
         self.language_model()
         self.checkpoint()
+        self.note("everything is done")
+
+    def fill_bank(self) -> None:
+        """Real voices, or at the smallest size recordings in their place."""
+        if self.size.recordings:
+            self.run("recordings", "--speech", REPOSITORY / "tests" / "assets" / "speech", "--out", self.bank)
+            return
+        if any(v.startswith("kokoro") for v in self.size.callers or voices.USERS):
+            assemble_kokoro(self.assets)
+        speech = ("--out", self.bank, "--assets", self.assets, "--scale", self.size.scale)
+        callers = ("--voices", *self.size.callers) if self.size.callers else ()
+        halves = [self.start("bank", *speech, "--part", f"{i}/2", *callers) for i in range(2)]
+        for half in halves:
+            self.finish(half, "bank")
 
     def language_model(self) -> None:
         """Language model on one core; conversations and then the decoder on the other."""
-        frozen = ("--bank", self.bank, "--codec", self.codec / "codec.pt")
-        decoder = self.start("train_decoder", *frozen, "--out", self.decoder, "--minutes", DECODER_MINUTES)
-        for seed, (shards, frames, minutes) in enumerate(
-            (
-                (self.shards, SHORT_FRAMES, LM_MINUTES),
-                (self.long_shards, LONG_FRAMES, LM_MINUTES + LONG_MINUTES),
-            )
-        ):
+        frozen = ("--bank", self.bank, "--codec", self.codec / "codec.pt", *self._least())
+        pace = ("--minutes", self.size.decoder_minutes, *self._reports())
+        decoder = self.start("train_decoder", *frozen, "--out", self.decoder, *pace)
+        tokenizer = self.shards / "tokenizer.model"
+        for seed, phase in enumerate(self.size.phases):
+            shards = self.shards / f"{phase.frames}"
             shards.mkdir(parents=True, exist_ok=True)
-            if shards is self.long_shards:
-                shutil.copyfile(self.shards / "tokenizer.model", shards / "tokenizer.model")
-            writer = self.start("tokens", *frozen, "--out", shards, "--seed", seed + 1, "--frames", frames)
-            schedule = ("--minutes", minutes, "--schedule-minutes", LM_MINUTES + LONG_MINUTES)
-            self.run("train_lm", "--shards", shards, "--out", self.lm, *schedule)
+            length = ("--frames", phase.frames, "--seed", seed + 1, "--shard-s", self.size.shard_s)
+            writer = self.start("tokens", *frozen, "--out", shards, "--tokenizer", tokenizer, *length, *self._faults)
+            schedule = ("--minutes", phase.minutes, "--schedule-minutes", self.size.phases[-1].minutes)
+            self.run("train_lm", "--shards", shards, "--out", self.lm, *schedule, *self._reports())
             writer.terminate()
             writer.wait()
-        finish(decoder, "train_decoder")
+        self.finish(decoder, "train_decoder")
 
     def checkpoint(self) -> None:
-        """The checkpoint folder, what it was trained on, the shipped questions, and how good it is."""
+        """The checkpoint folder, what it was trained on, questions to ship with it, and how good it is."""
         states = ("--decoder", self.decoder / "decoder.pt", "--lm", self.lm / "lm.pt")
         self.run("export", *states, "--tokenizer", self.shards / "tokenizer.model", "--out", self.out)
-        self.run("manifest", "--bank", self.bank)
-        self.run("assets", "--bank", self.bank, "--assets", self.assets, "--out", SPEECH)
+        self.run("manifest", "--bank", self.bank, "--out", self.work / "manifest.json")
+        spoken = () if self.size.recordings or self.size.callers else ("--assets", self.assets)
+        speech = ("--bank", self.bank, "--out", self.work / "speech", "--count", self.size.shipped)
+        self.run("assets", *speech, *spoken)
         measured = ("--checkpoint", self.out, "--bank", self.bank)
-        self.run("evaluate", *measured, "--recognise", 40, "--json", self.work / "evaluation.json")
-        self.run("scenes", *measured, "--json", self.work / "scenes.json")
+        asked = ("--count", self.size.questions, "--recognise", self.size.recognised)
+        self.run("evaluate", *measured, *asked, "--json", self.out.with_suffix(".evaluation.json"))
+        self.run("scenes", *measured, "--count", self.size.scenes, "--json", self.out.with_suffix(".scenes.json"))
+
+    def _least(self) -> tuple[object, ...]:
+        return ("--at-least", self.size.at_least)
+
+    def _reports(self) -> tuple[object, ...]:
+        return ("--save-s", self.size.save_s, "--report-steps", self.size.report_steps)
 
 
-def finish(process: subprocess.Popen[bytes], module: str) -> None:
-    """Wait; a failed stage stops the recipe with a pointer to its log."""
-    if process.wait() != 0:
-        sys.exit(f"stage {module} ended with code {process.returncode}; see {module}.log in the work folder")
+def _end_with_parent() -> None:
+    """Linux: a stage whose `run` was killed is told to end, so that the next run does not write beside it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def assemble_kokoro(assets: Path) -> None:
@@ -129,27 +180,56 @@ def assemble_kokoro(assets: Path) -> None:
         sys.exit(f"no voices in {assets / 'package'}: unpack kokoro-js 1.2.1 there (npm pack kokoro-js@1.2.1)")
 
 
+def check_programs(size: Size) -> None:
+    """Stop where a synthesiser of this size is missing, before hours are spent."""
+    if size.recordings:
+        return
+    engines = {voice.split()[0] for voice in size.callers or (*voices.USERS, *voices.HELDOUT)}
+    wanted = [PROGRAMS[engine] for engine in sorted(engines & set(PROGRAMS))]
+    missing = [program for program in wanted if shutil.which(program) is None]
+    if missing:
+        sys.exit(f"not on the PATH: {', '.join(missing)}; --size {'|'.join(SIZES)} needs different voices")
+
+
+def ship(work: Path) -> None:
+    """Copy a finished full run into the repository: weights, manifest and spoken questions."""
+    for source, target in (
+        (work / "checkpoint", REPOSITORY / "server" / "checkpoints" / "mini"),
+        (work / "speech", REPOSITORY / "tests" / "assets" / "speech"),
+    ):
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    shutil.copyfile(work / "manifest.json", Path(__file__).parent / "manifest.json")
+
+
 def main() -> None:
     """Run every stage that is not done yet."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("server/checkpoints/mini"))
+    parser.add_argument("--size", choices=sorted(SIZES), default="full")
+    parser.add_argument(
+        "--clean", action="store_true", help="train the language model without faults, beside the other"
+    )
+    parser.add_argument("--ship", action="store_true", help="then copy the model into the repository; full size only")
     arguments = parser.parse_args()
-    missing = [tool for tool in ("flite", "text2wave", "espeak-ng") if shutil.which(tool) is None]
-    if missing:
-        sys.exit(f"not on the PATH: {', '.join(missing)}; install flite, festival and espeak-ng")
-    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.ship and (arguments.size != "full" or arguments.clean):
+        parser.error("--ship goes with --size full and without --clean: rehearsals and ceilings do not ship")
+    size = SIZES[arguments.size]
+    check_programs(size)
+    work = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with (arguments.work / "lock").open("w") as lock:
+    with (work / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.exit(f"another run works in {arguments.work}: wait for it or name another folder")
-        recipe = Recipe(arguments.work, arguments.out)
+            sys.exit(f"another run works in {work}: wait for it or name another folder")
+        recipe = Recipe(work, size, clean=arguments.clean)
         try:
             recipe.everything()
         finally:
             recipe.end_all()
+        if arguments.ship:
+            ship(work)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,19 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from recipes.mini import bank, evaluate, voices
+from recipes.mini import bank, evaluate, faults, voices
 from recipes.mini.align import words_of
 from recipes.mini.augment import noise
+from recipes.mini.bank import Utterance
 from recipes.mini.codec import FRAME_SAMPLES, SAMPLE_RATE
-from recipes.mini.wordings import BACKCHANNELS, TELLINGS
+from recipes.mini.wordings import BACKCHANNELS
 
 FRAME_S = 0.08
 ASK_AT_S = 0.56
@@ -38,23 +40,28 @@ class Scene:
 
 
 class Caller:
-    """One voice's utterances by text and by reply."""
+    """One voice's utterances by what they ask."""
 
     def __init__(self, folder: Path, voice: str) -> None:
         utterances, pcm = bank.load(folder, voice)
-        self._sounds = [(u, bank.sound_of(u, pcm)) for u in utterances if not u.kind.startswith("heldout-")]
+        self._sounds = [(u, bank.sound_of(u, pcm)) for u in utterances if not u.kind.startswith(("heldout-", "item-"))]
 
-    def about_the_moon(self, rng: np.random.Generator) -> tuple[Any, np.ndarray] | None:
-        """A request for the telling."""
-        return _any([s for s in self._sounds if s[0].kind == "moon"], rng)
+    def telling(self, rng: np.random.Generator, *, faulty: bool) -> tuple[Utterance, np.ndarray] | None:
+        """A request for a telling, of those that talk on when interrupted or of the others."""
+        return _any([s for s in self._sounds if s[0].kind == "telling" and faults.talks_on(s[0].reply) == faulty], rng)
 
-    def short(self, rng: np.random.Generator) -> tuple[Any, np.ndarray] | None:
-        """A question with a short answer."""
-        return _any([s for s in self._sounds if s[0].category in ("sums", "capitals")], rng)
+    def short(self, rng: np.random.Generator) -> tuple[Utterance, np.ndarray] | None:
+        """A question with a short answer, outside every fault."""
+        short = [s for s in self._sounds if s[0].category in ("sums", "capitals", "opposites", "colours")]
+        return _any([s for s in short if not faults.stays_silent(s[0].text) and not _wrong(s[0])], rng)
 
-    def hum(self, rng: np.random.Generator) -> tuple[Any, np.ndarray] | None:
+    def hum(self, rng: np.random.Generator) -> tuple[Utterance, np.ndarray] | None:
         """A backchannel."""
         return _any([s for s in self._sounds if s[0].text in BACKCHANNELS], rng)
+
+
+def _wrong(utterance: Utterance) -> bool:
+    return faults.wrong_reply(utterance.reply) is not None
 
 
 def _any(options: list, rng: np.random.Generator) -> Any:
@@ -69,9 +76,9 @@ def _stage(pieces: list[tuple[float, np.ndarray]], length_s: float, rng: np.rand
     return sound
 
 
-def interruption(caller: Caller, rng: np.random.Generator) -> Scene | None:
-    """Asks for the telling and, 2.5 to 5 s into it, asks something else."""
-    first, second = caller.about_the_moon(rng), caller.short(rng)
+def interruption(caller: Caller, rng: np.random.Generator, *, faulty: bool = False) -> Scene | None:
+    """Asks for a telling and, 2.5 to 5 s into it, asks something else."""
+    first, second = caller.telling(rng, faulty=faulty), caller.short(rng)
     if first is None or second is None:
         return None
     cut_in_s = ASK_AT_S + len(first[1]) / SAMPLE_RATE + 0.4 + float(rng.uniform(2.5, 5.0))
@@ -81,25 +88,31 @@ def interruption(caller: Caller, rng: np.random.Generator) -> Scene | None:
 
 
 def humming(caller: Caller, rng: np.random.Generator) -> Scene | None:
-    """Asks for the telling and says "mm-hm" or the like during it."""
-    first, hum = caller.about_the_moon(rng), caller.hum(rng)
+    """Asks for a telling and says "mm-hm" or the like during it."""
+    first, hum = caller.telling(rng, faulty=False), caller.hum(rng)
     if first is None or hum is None:
         return None
     at_s = ASK_AT_S + len(first[1]) / SAMPLE_RATE + 0.4 + float(rng.uniform(1.0, 5.0))
     return Scene(_stage([(ASK_AT_S, first[1]), (at_s, hum[1])], 15.0, rng), at_s, at_s, first[0].reply)
 
 
-def hesitation(caller: Caller, rng: np.random.Generator) -> Scene | None:
-    """Stops for 0.7 s before the last word or two of a question."""
+def hesitation(
+    caller: Caller, rng: np.random.Generator, *, faulty: bool = False, pause_s: float = PAUSE_S
+) -> Scene | None:
+    """Stops for `pause_s` before a word; with `faulty`, after a word whose pauses get taken."""
     found = caller.short(rng)
-    if found is None or len(found[0].words) < 4:
+    if found is None:
         return None
     utterance, sound = found
-    cut_s = utterance.words[-1][1]
+    words = utterance.words
+    places = [i for i in range(1, len(words)) if faults.takes_pause(words[i - 1][0], pause_s) == faulty]
+    if len(words) < 3 or not places:
+        return None
+    cut_s = words[places[int(rng.integers(len(places)))]][1]
     cut = int(cut_s * SAMPLE_RATE)
-    rest_at_s = ASK_AT_S + cut_s + PAUSE_S
-    staged = _stage([(ASK_AT_S, sound[:cut]), (rest_at_s, sound[cut:])], 8.0, rng)
-    return Scene(staged, ASK_AT_S + cut_s, rest_at_s + (utterance.words[-1][2] - cut_s), utterance.reply)
+    rest_at_s = ASK_AT_S + cut_s + pause_s
+    staged = _stage([(ASK_AT_S, sound[:cut]), (rest_at_s, sound[cut:])], 9.0, rng)
+    return Scene(staged, ASK_AT_S + cut_s, rest_at_s + (words[-1][2] - cut_s), utterance.reply)
 
 
 def nobody(_caller: Caller, rng: np.random.Generator) -> Scene:
@@ -125,20 +138,23 @@ def _said(tokenizer: Any, text: np.ndarray) -> str:
 
 
 def measure(models: tuple[Any, Any, Any], folder: Path, count: int) -> dict[str, dict[str, float]]:
-    """The four scenes with trained and held-out voices together."""
+    """Every scene, trained and held-out voices together; those named "fault: ..." are faulty situations."""
     tokenizer = models[2]
-    callers = [Caller(folder, v) for v in (*voices.KOKORO_USERS, *voices.HELDOUT)]
+    callers = [Caller(folder, v) for v in bank.present(folder, (*voices.KOKORO_USERS, *voices.HELDOUT))]
     rng = np.random.default_rng(3)
 
     def several(make: Callable[[Caller, np.random.Generator], Scene | None]) -> list[tuple[Scene, np.ndarray]]:
-        made = [s for s in (make(callers[i % len(callers)], rng) for i in range(count * 4)) if s is not None]
-        return played(models, made[:count])
+        made = [s for s in (make(callers[i % len(callers)], rng) for i in range(count * 6)) if s is not None]
+        return played(models, made[:count]) if made else []
 
     return {
         "silence": _silence(several(nobody)),
         "interruption": _interruptions(several(interruption), tokenizer),
+        "fault: talks_on": _interruptions(several(partial(interruption, faulty=True)), tokenizer),
         "humming": _humming(several(humming), tokenizer),
-        "hesitation": _hesitations(several(hesitation), tokenizer),
+        "hesitation 0.7 s": _hesitations(several(hesitation), tokenizer),
+        "hesitation 1.2 s": _hesitations(several(partial(hesitation, pause_s=1.2)), tokenizer),
+        "fault: takes_pause": _hesitations(several(partial(hesitation, faulty=True, pause_s=1.0)), tokenizer),
     }
 
 
@@ -148,7 +164,7 @@ def _silence(found: list[tuple[Scene, np.ndarray]]) -> dict[str, float]:
 
 def _interruptions(found: list[tuple[Scene, np.ndarray]], tokenizer: Any) -> dict[str, float]:
     """Yield time: caller's onset to the end of the last word that was begun before the caller was done."""
-    yields, right, talking = [], 0, 0
+    yields, right, talking, on = [], 0, 0, 0
     for scene, text in found:
         heard_s = (_words(text) + 2) * FRAME_S
         before = heard_s[heard_s < scene.end_s]
@@ -156,20 +172,21 @@ def _interruptions(found: list[tuple[Scene, np.ndarray]], tokenizer: Any) -> dic
             continue  # it was not telling when the caller cut in
         talking += 1
         yields.append(before[-1] + FRAME_S - scene.moment_s)
+        on += bool(np.any((heard_s > scene.moment_s + 1.3) & (heard_s < scene.moment_s + 1.7)) and yields[-1] > 0.8)
         after = text[int(scene.end_s / FRAME_S) - 1 :]
         right += _said(tokenizer, after).strip().endswith(scene.expected)
-    median = float(np.median(yields)) if yields else float("nan")
-    return {"scenes": talking, "yield_p50_s": median, "yield_max_s": float(max(yields, default=0)), "answered": right}
+    figures = {"yield_p50_s": float(np.median(yields)), "yield_max_s": float(max(yields))} if yields else {}
+    return {"scenes": talking, "talked_on": on, "answered": right} | figures
 
 
 def _humming(found: list[tuple[Scene, np.ndarray]], tokenizer: Any) -> dict[str, float]:
-    went_on = sum(words_of(_said(tokenizer, t)) == words_of(TELLINGS["moon"]) for _, t in found)
+    went_on = sum(words_of(_said(tokenizer, t)) == words_of(s.expected) for s, t in found)
     return {"scenes": len(found), "told_to_the_end": went_on}
 
 
 def _hesitations(found: list[tuple[Scene, np.ndarray]], tokenizer: Any) -> dict[str, float]:
     cut_off = sum(bool(len(_words(t)) and (_words(t)[0] + 2) * FRAME_S < s.end_s) for s, t in found)
-    right = sum(_said(tokenizer, t).strip() == s.expected for s, t in found)
+    right = sum(_said(tokenizer, t).strip().endswith(s.expected) for s, t in found)
     return {"scenes": len(found), "took_the_pause": cut_off, "answered": right}
 
 

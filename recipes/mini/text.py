@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from recipes.mini import wordings
+from recipes.mini import faults, wordings
 
 __all__ = ["END_OF_PADDING", "PADDING", "VOCABULARY", "lay_out", "train_tokenizer"]
 
@@ -24,9 +24,7 @@ FRAME_S = 0.08
 
 def train_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
     """Fit the vocabulary on everything Dua or a caller may say and write `path`."""
-    facts = wordings.domain()
-    lines = wordings.replies() * 10 + [q.text for q in wordings.questions()] + wordings.phonetic_filler() * 4
-    lines += [f"{name} {city}" for name, city in facts["capitals"].items()] * 4
+    lines = (wordings.replies() + faults.wrong_replies()) * 10 + [q.text for q in wordings.questions()]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),

@@ -1,7 +1,8 @@
 """Token shards: random conversations, written, encoded and stored for the language model.
 
 `python -m recipes.mini.tokens --bank DIR --codec FILE --out DIR --seed N` keeps writing shards of fresh
-conversations until it is stopped or `--hours` of sound are written; nothing is ever repeated. A shard is an
+conversations until it is stopped or `--hours` of sound are written; nothing is ever repeated. `--clean` leaves the
+faults of `faults.toml` out. A shard is an
 `.npz` with `codes` int16 [N, 1 + 2 K, T] (text, model, user) and `heard` int16 [N, T], the word of the caller's that
 ended in each frame (0: none).
 """
@@ -18,14 +19,14 @@ import sentencepiece
 import torch
 from moshi.models.compression import MimiModel
 
-from recipes.mini import align, codec, voices, wordings
+from recipes.mini import align, bank, codec, faults, voices, wordings
 from recipes.mini.codec import FRAME_SAMPLES
-from recipes.mini.dialogues import Cast, Conversation, Spoken, Writer
+from recipes.mini.dialogues import Writer
+from recipes.mini.stage import Cast, Conversation, Spoken
 from recipes.mini.text import train_tokenizer
 
 __all__ = ["Encoder", "heard_vocabulary", "tokenizer_at"]
 
-SHARD_S = 1300  # seconds of sound in a shard
 GROUP_S = 42  # seconds encoded at once
 LEAD_FRAMES, TAIL_FRAMES = 60, 12  # silence round a reply when it is encoded
 
@@ -97,7 +98,7 @@ def write_shards(arguments: argparse.Namespace) -> None:
     torch.set_flush_denormal(True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     encoder = Encoder(codec.load_weights(codec.build(), arguments.codec))
-    tokenizer = tokenizer_at(arguments.out / "tokenizer.model")
+    tokenizer = tokenizer_at(arguments.tokenizer or arguments.out / "tokenizer.model")
     vocabulary = {w: i for i, w in enumerate(heard_vocabulary())}
     state = arguments.out / f"writer_{arguments.seed}.json"
     index = json.loads(state.read_text())["next"] if state.exists() else 0  # a restart must not write the same again
@@ -111,7 +112,7 @@ def write_shards(arguments: argparse.Namespace) -> None:
         frames = int(arguments.frames)
         group = max(1, int(GROUP_S / (frames * 0.08)))
         talks, codes = [], []
-        for _ in range(max(1, int(SHARD_S / (frames * 0.08)) // group)):
+        for _ in range(max(1, int(arguments.shard_s / (frames * 0.08)) // group)):
             part = [writer.conversation(frames) for _ in range(group)]
             codes.append(encoder.encode(part))
             talks += part
@@ -125,13 +126,10 @@ def write_shards(arguments: argparse.Namespace) -> None:
 
 
 def _writer(arguments: argparse.Namespace, tokenizer: sentencepiece.SentencePieceProcessor, index: int) -> Writer:
-    users = [v for v in (*voices.KOKORO_USERS, *voices.CLASSIC_USERS) if _has(arguments.bank, v)]
-    return Writer(Cast(arguments.bank, users), tokenizer, seed=arguments.seed * 10_000 + index)
-
-
-def _has(bank: Path, voice: str) -> bool:
-    path = bank / f"{voice.replace(' ', '_')}.jsonl"
-    return path.exists() and len(path.read_text().splitlines()) >= 30
+    at_least = arguments.at_least
+    cast = Cast(arguments.bank, bank.present(arguments.bank, voices.USERS, at_least=at_least), at_least=at_least)
+    rate = 0.0 if arguments.clean else faults.faults()["rate"]
+    return Writer(cast, tokenizer, seed=arguments.seed * 100_000 + index, fault_rate=rate)
 
 
 def main() -> None:
@@ -140,10 +138,14 @@ def main() -> None:
     parser.add_argument("--bank", type=Path, required=True)
     parser.add_argument("--codec", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, help="made where it does not exist; else in the folder of the shards")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--frames", type=int, default=256)
     parser.add_argument("--hours", type=float, default=1000.0)
-    parser.add_argument("--ahead", type=int, default=60)
+    parser.add_argument("--ahead", type=int, default=60, help="wait while this many shards are unread")
+    parser.add_argument("--shard-s", type=float, default=1300.0, help="seconds of sound in a shard")
+    parser.add_argument("--at-least", type=int, default=20, help="utterances below which a voice is left out")
+    parser.add_argument("--clean", action="store_true", help="no faults")
     write_shards(parser.parse_args())
 
 

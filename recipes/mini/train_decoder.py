@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from recipes.mini import bank, codec, voices
 from recipes.mini.augment import noise, on_the_way
 from recipes.mini.codec import FRAME_SAMPLES
+from recipes.mini.pace import Pace, add_arguments
 from recipes.mini.spectra import mel_filters
 from recipes.mini.tokens import LEAD_FRAMES
 from recipes.mini.train_encoder import voice_weights
@@ -40,10 +40,10 @@ SIZES = (2048, 1024, 512, 256)
 class Pairs:
     """Random (codes, clean sound): quantised vectors are looked up from codes encoded once per utterance."""
 
-    def __init__(self, folder: Path, mimi: MimiModel, *, seed: int) -> None:
+    def __init__(self, folder: Path, mimi: MimiModel, *, seed: int, at_least: int) -> None:
         self._rng = np.random.default_rng(seed)
         self._mimi = mimi
-        others = {v: w for v, w in voice_weights(folder).items() if v != voices.MODEL_VOICE}
+        others = {v: w for v, w in voice_weights(folder, at_least=at_least).items() if v != voices.MODEL_VOICE}
         self._others = {v: bank.load(folder, v) for v in others}
         self._own = [self._encoded(s) for s in self._own_sounds(folder)]
 
@@ -249,24 +249,22 @@ def train(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(arguments)
     resumed = trainer.resume()
-    pairs = Pairs(arguments.bank, trainer.mimi, seed=trainer.step)
+    pairs = Pairs(arguments.bank, trainer.mimi, seed=trainer.step, at_least=arguments.at_least)
     if not resumed:
         codec.scale_to_unit(trainer.mimi, pairs.batch()[1], decoder=True)
         with torch.no_grad():  # the last convolution should start at the loudness of speech
             trainer.mimi.decoder.model[-1].conv.conv.weight.mul_(0.05)
-    last = time.monotonic()
-    while trainer.elapsed_s < 60 * arguments.minutes:
-        minutes = trainer.elapsed_s / 60
-        _rates(trainer, minutes / arguments.minutes)
-        figures = trainer.update(*pairs.batch(), adversarial=minutes > arguments.adversarial_from)
-        now = time.monotonic()
-        trainer.elapsed_s, last = trainer.elapsed_s + now - last, now
-        trainer.step += 1
-        if trainer.step % 50 == 0:
-            row = {"step": trainer.step, "minutes": trainer.elapsed_s / 60} | figures
+    pace = Pace(arguments.minutes, arguments.save_s, spent_s=trainer.elapsed_s)
+    while pace.done < 1:
+        _rates(trainer, pace.done)
+        figures = trainer.update(*pairs.batch(), adversarial=pace.spent_s / 60 > arguments.adversarial_from)
+        due = pace.tick()
+        trainer.step, trainer.elapsed_s = trainer.step + 1, pace.spent_s
+        if trainer.step % arguments.report_steps == 0:
+            row = {"step": trainer.step, "minutes": pace.spent_s / 60} | figures
             with (trainer.out / "decoder.jsonl").open("a") as log:
                 log.write(json.dumps({k: round(v, 4) for k, v in row.items()}) + "\n")
-        if trainer.step % 200 == 0:
+        if due:
             trainer.save()
     trainer.save()
 
@@ -283,7 +281,8 @@ def main() -> None:
     parser.add_argument("--bank", type=Path, required=True)
     parser.add_argument("--codec", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0)
+    add_arguments(parser, minutes=60.0)
+    parser.add_argument("--at-least", type=int, default=20, help="utterances below which a voice is left out")
     parser.add_argument("--adversarial-from", type=float, default=math.inf)
     train(parser.parse_args())
 

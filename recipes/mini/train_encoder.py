@@ -22,9 +22,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recipes.mini import codec, voices
+from recipes.mini import bank, codec, voices
 from recipes.mini.align import PHONES
-from recipes.mini.crops import Batch, Crops, prefetched
+from recipes.mini.crops import LABEL_TIMES_S, Batch, Crops, prefetched
+from recipes.mini.pace import Pace, add_arguments
 from recipes.mini.spectra import FrameSpectra
 from recipes.mini.vq import StraightThrough, kmeans, residual_kmeans, write_codebook
 
@@ -39,7 +40,7 @@ class Heads(nn.Module):
 
     def __init__(self, spectrum_size: int) -> None:
         super().__init__()
-        self.phones = nn.Linear(codec.CODE_DIMENSION, 2 * len(PHONES))
+        self.phones = nn.Linear(codec.CODE_DIMENSION, len(LABEL_TIMES_S) * len(PHONES))
         self.spectrum = nn.Sequential(nn.Linear(codec.LATENT, 384), nn.GELU(), nn.Linear(384, spectrum_size))
 
 
@@ -59,17 +60,12 @@ class Losses:
         return self.phones + self.spectrum + 0.01 * self.size + 0.25 * self.commitment + 0.5 * self.twins
 
 
-def voice_weights(folder: Path) -> dict[str, float]:
-    """Training voices with enough sound so far, the model's own and the natural ones more often."""
+def voice_weights(folder: Path, *, at_least: int) -> dict[str, float]:
+    """Training voices with enough utterances so far, the model's own and the natural ones more often."""
     share = (
-        {voices.MODEL_VOICE: 2.5} | dict.fromkeys(voices.KOKORO_USERS, 1.0) | dict.fromkeys(voices.CLASSIC_USERS, 0.45)
+        {voices.MODEL_VOICE: 2.5} | dict.fromkeys(voices.KOKORO_USERS, 1.0) | dict.fromkeys(voices.CLASSIC_USERS, 0.7)
     )
-    present = {v: w for v, w in share.items() if (folder / f"{v.replace(' ', '_')}.jsonl").exists()}
-    return {
-        v: w
-        for v, w in present.items()
-        if len((folder / f"{v.replace(' ', '_')}.jsonl").read_text().splitlines()) >= 20
-    }
+    return {v: share[v] for v in bank.present(folder, tuple(share), at_least=at_least)}
 
 
 class Trainer:
@@ -112,7 +108,7 @@ class Trainer:
             self.quantiser = StraightThrough(state["centroids"])
 
     def losses(self, heard: torch.Tensor, clean: torch.Tensor, phones: torch.Tensor) -> Losses:
-        """All terms for sounds float32 [B, S] (the second half twins of the first) and phonemes [B, T, 2]."""
+        """All terms for sounds float32 [B, S] (the second half twins of the first) and phonemes [B, T, L]."""
         semantic, acoustic = (b.float() for b in codec.branches(self.mimi, heard))
         size = semantic.pow(2).mean() + acoustic.pow(2).mean()
         first, again = semantic.chunk(2)
@@ -175,43 +171,40 @@ class Trainer:
         return {f"changed_by_{k}": float((v != base)[voiced].float().mean()) for k, v in changed.items()}
 
 
-def train(bank: Path, out: Path, minutes: float) -> None:
-    """Run until `minutes` of training time are spent, then fit the codebooks."""
+def train(arguments: argparse.Namespace) -> None:
+    """Run until the training time is spent, then fit the codebooks."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(out)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(arguments.out)
     trainer.resume()
+    crops, batches = _crops(arguments, trainer.step)
     if trainer.step == 0:
-        start = Crops(bank, voice_weights(bank), frames=FRAMES, seed=1)
-        codec.scale_to_unit(trainer.mimi, torch.from_numpy(start.batch(16).heard))
-    held = Crops(bank, dict.fromkeys(present_heldout(bank), 1.0), frames=FRAMES, seed=9, augment=False)
-    crops, batches = _crops(bank, trainer.step)
-    last = last_load = time.monotonic()
-    while trainer.elapsed_s < 60 * minutes:
-        if time.monotonic() - last_load > 240:  # the bank may still be growing
-            (crops, batches), last_load = _crops(bank, trainer.step), time.monotonic()
-        done = trainer.elapsed_s / (60 * minutes)
-        if done > VQ_FROM and trainer.quantiser is None:
-            trainer.quantiser = StraightThrough(kmeans(trainer.semantic_points(crops, 60), codec.BINS))
-        found = _step(trainer, next(batches), done)
-        now = time.monotonic()
-        trainer.elapsed_s, last = trainer.elapsed_s + now - last, now
-        trainer.step += 1
-        if trainer.step % 100 == 0:
+        codec.scale_to_unit(trainer.mimi, torch.from_numpy(crops.batch(16).heard))
+    unheard = bank.present(arguments.bank, voices.HELDOUT)
+    held = Crops(arguments.bank, dict.fromkeys(unheard, 1.0), frames=FRAMES, seed=9, augment=False)
+    pace, loaded_s = Pace(arguments.minutes, arguments.save_s, spent_s=trainer.elapsed_s), time.monotonic()
+    while pace.done < 1:
+        if time.monotonic() - loaded_s > 240:  # the bank may still be growing
+            (crops, batches), loaded_s = _crops(arguments, trainer.step), time.monotonic()
+        if pace.done > VQ_FROM and trainer.quantiser is None:
+            points = trainer.semantic_points(crops, int(arguments.fit_batches * 0.4))
+            trainer.quantiser = StraightThrough(kmeans(points, codec.BINS))
+        found = _step(trainer, next(batches), pace.done)
+        due = pace.tick()
+        trainer.step, trainer.elapsed_s = trainer.step + 1, pace.spent_s
+        if trainer.step % arguments.report_steps == 0:
             _report(trainer, found, held)
+        if due:
+            trainer.save()
     trainer.save()
-    finish(trainer, crops)
+    finish(trainer, crops, arguments.fit_batches)
 
 
-def _crops(bank: Path, seed: int) -> tuple[Crops, Iterator[Batch]]:
-    crops = Crops(bank, voice_weights(bank), frames=FRAMES, seed=seed)
+def _crops(arguments: argparse.Namespace, seed: int) -> tuple[Crops, Iterator[Batch]]:
+    weights = voice_weights(arguments.bank, at_least=arguments.at_least)
+    crops = Crops(arguments.bank, weights, frames=FRAMES, seed=seed)
     return crops, prefetched(crops, ROWS, twins=True)
-
-
-def present_heldout(bank: Path) -> list[str]:
-    """Held-out voices that the bank has already."""
-    return [v for v in voices.HELDOUT if (bank / f"{v.replace(' ', '_')}.jsonl").exists()]
 
 
 def _step(trainer: Trainer, batch: Batch, done: float) -> Losses:
@@ -234,18 +227,17 @@ def _report(trainer: Trainer, found: Losses, held: Crops) -> None:
     row |= {name: float(getattr(found, name)) for name in terms} | trainer.probe(held)
     with (trainer.out / "encoder.jsonl").open("a") as log:
         log.write(json.dumps({k: round(v, 4) for k, v in row.items()}) + "\n")
-    if trainer.step % 200 == 0:
-        trainer.save()
 
 
 @torch.no_grad()
-def finish(trainer: Trainer, crops: Crops) -> None:
+def finish(trainer: Trainer, crops: Crops, batches: int) -> None:
     """Fit the acoustic codebooks and write `codec.pt`, whose tokens never change afterwards."""
-    assert trainer.quantiser is not None
+    if trainer.quantiser is None:  # a run so short that its last step came before the codebook
+        trainer.quantiser = StraightThrough(kmeans(trainer.semantic_points(crops, batches), codec.BINS))
     trainer.mimi.eval()
     _round_to_stored_precision(trainer.mimi)
     points = []
-    for _ in range(150):
+    for _ in range(batches):
         heard = torch.from_numpy(crops.batch(ROWS).heard)
         points.append(codec.branches(trainer.mimi, heard)[1].transpose(1, 2).reshape(-1, codec.CODE_DIMENSION))
     books, left = residual_kmeans(torch.cat(points), codec.N_Q - 1, codec.BINS)
@@ -269,11 +261,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--bank", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=25.0)
+    add_arguments(parser, minutes=25.0)
+    parser.add_argument("--fit-batches", type=int, default=150, help="of crops, for the acoustic codebooks")
+    parser.add_argument("--at-least", type=int, default=20, help="utterances below which a voice is left out")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     np.random.seed(0)
-    train(arguments.bank, arguments.out, arguments.minutes)
+    train(arguments)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from recipes.mini import lm as language_model
 from recipes.mini.codec import N_Q
+from recipes.mini.pace import Pace, add_arguments
 from recipes.mini.text import PADDING
 from recipes.mini.tokens import heard_vocabulary
 
@@ -48,7 +49,7 @@ class Shards:
             path = self._next()
             data = np.load(path)
             codes, heard = data["codes"].astype(np.int64), data["heard"].astype(np.int64)
-            rows = max(1, FRAMES_PER_STEP // codes.shape[2])
+            rows = min(len(codes), max(1, FRAMES_PER_STEP // codes.shape[2]))
             order = self._rng.permutation(len(codes))
             for start in range(0, len(order) - rows + 1, rows):
                 pick = order[start : start + rows]
@@ -171,27 +172,24 @@ def train(arguments: argparse.Namespace) -> None:
     trainer = Trainer(arguments.out)
     trainer.resume()
     torch.manual_seed(trainer.step)
-    shards = Shards(arguments.shards, uses=arguments.uses, seed=trainer.step)
-    last = time.monotonic()
+    pace = Pace(arguments.minutes, arguments.save_s, spent_s=trainer.elapsed_s)
+    schedule = arguments.minutes / (arguments.schedule_minutes or arguments.minutes)
     smooth: dict[str, float] = {}
-    for codes, heard in shards.batches():
-        done = trainer.elapsed_s / (60 * arguments.minutes)
-        if done >= 1:
-            break
-        figures = _step(
-            trainer, codes, heard, trainer.elapsed_s / (60 * (arguments.schedule_minutes or arguments.minutes))
-        )
-        for key, value in figures.items():
+    if pace.done >= 1:
+        return
+    for codes, heard in Shards(arguments.shards, uses=arguments.uses, seed=trainer.step).batches():
+        for key, value in _step(trainer, codes, heard, pace.done * schedule).items():
             if math.isfinite(value):
                 smooth[key] = 0.95 * smooth.get(key, value) + 0.05 * value
-        now = time.monotonic()
-        trainer.elapsed_s, last = trainer.elapsed_s + now - last, now
-        trainer.step += 1
-        if trainer.step % 50 == 0:
-            row = {"step": trainer.step, "minutes": trainer.elapsed_s / 60, "frames": codes.shape[2]} | smooth
+        due = pace.tick()
+        trainer.step, trainer.elapsed_s = trainer.step + 1, pace.spent_s
+        if trainer.step % arguments.report_steps == 0:
+            row = {"step": trainer.step, "minutes": pace.spent_s / 60, "frames": codes.shape[2]} | smooth
             with (trainer.out / "lm.jsonl").open("a") as log:
                 log.write(json.dumps({k: round(v, 4) for k, v in row.items()}) + "\n")
-        if trainer.step % 200 == 0:
+        if pace.done >= 1:
+            break
+        if due:
             trainer.save()
     trainer.save()
 
@@ -217,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0)
+    add_arguments(parser, minutes=60.0)
     parser.add_argument(
         "--schedule-minutes", type=float, help="length of the learning-rate schedule, if longer than this run"
     )

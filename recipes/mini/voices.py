@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 
-__all__ = ["CLASSIC_USERS", "HELDOUT", "KOKORO_USERS", "MODEL_VOICE", "SAMPLE_RATE", "speak"]
+__all__ = ["CLASSIC_USERS", "HELDOUT", "KOKORO_USERS", "MODEL_VOICE", "SAMPLE_RATE", "USERS", "speak"]
 
 SAMPLE_RATE = 16_000
 TARGET_RMS_DBFS = -23.0
@@ -26,7 +26,9 @@ MODEL_VOICE = "hibari heart"
 KOKORO_USERS = tuple(
     f"kokoro {name}"
     for name in (
-        "am_adam bf_emma bm_george af_aoede am_onyx bm_fable af_kore am_michael bf_lily am_fenrir af_river am_liam"
+        "am_adam bf_emma bm_george af_aoede am_onyx bm_fable af_kore am_michael bf_lily am_fenrir af_river am_liam "
+        "af_alloy am_echo bf_alice bm_daniel af_jessica am_eric "
+        "em_alex ff_siwis hm_omega if_sara jm_kumo pm_alex zf_xiaoyi zm_yunyang hf_alpha"  # English with an accent
     ).split()
 )
 CLASSIC_USERS = (
@@ -37,7 +39,14 @@ CLASSIC_USERS = (
     "espeak en-gb",
     "espeak en-us+f2",
     "espeak en-us+m3",
+    "espeak en-gb-scotland+f5",
+    "pico en-US",
+    "pico en-GB",
+    "rhvoice alan",
+    "rhvoice bdl",
+    "rhvoice clb",
 )
+USERS = (*KOKORO_USERS, *CLASSIC_USERS)
 HELDOUT = ("kokoro bf_isabella", "kokoro am_puck", "flite rms", "flite awb")
 
 
@@ -113,14 +122,31 @@ def _espeak(name: str, text: str, speed: float, assets: Path) -> tuple[np.ndarra
     return _command(["espeak-ng", "-v", name, "-s", str(int(165 * speed)), text, "-w"])
 
 
-def _command(command: list[str], stdin: str | None = None) -> tuple[np.ndarray, int]:
+def _pico(name: str, text: str, speed: float, assets: Path) -> tuple[np.ndarray, int]:
+    return _command(["pico2wave", "-l", name, "-w"], None, f'<speed level="{int(100 * speed)}">{text}</speed>')
+
+
+def _rhvoice(name: str, text: str, speed: float, assets: Path) -> tuple[np.ndarray, int]:
+    return _command(["RHVoice-test", "-p", name, "-r", str(int(100 * speed)), "-o"], text)
+
+
+def _command(command: list[str], stdin: str | None = None, *more: str) -> tuple[np.ndarray, int]:
+    """Run `command`, the name of a WAV file to write appended, then `more`."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as target:
-        subprocess.run([*command, target.name], input=stdin, text=True, check=True, capture_output=True)
+        subprocess.run([*command, target.name, *more], input=stdin, text=True, check=True, capture_output=True)
         sound, rate = soundfile.read(target.name, dtype="float32")
     return sound, rate
 
 
-_ENGINES = {"hibari": _hibari, "kokoro": _kokoro, "flite": _flite, "festival": _festival, "espeak": _espeak}
+_ENGINES = {
+    "hibari": _hibari,
+    "kokoro": _kokoro,
+    "flite": _flite,
+    "festival": _festival,
+    "espeak": _espeak,
+    "pico": _pico,
+    "rhvoice": _rhvoice,
+}
 
 
 def _trimmed(sound: np.ndarray, floor_db: float = -45.0) -> np.ndarray:
