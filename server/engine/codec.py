@@ -15,7 +15,7 @@ from moshi.modules.seanet import SEANetResnetBlock
 from torch import Tensor, nn
 
 from kernels.cpu import Program, RowMemory
-from kernels.cpu.program import Counter, Tokens
+from kernels.cpu.program import LANES, Counter, Tokens
 from server.engine.layers import require, transformer
 
 __all__ = ["decode_program", "encode_program"]
@@ -107,10 +107,18 @@ class _Network:
             weight, bias, stride = inner.weight.permute(0, 2, 1).flatten(1), inner.bias, inner.stride[0]
             if module.pad_mode == "replicate":
                 self._program.replicate(window.start, window.channels, window.history // window.channels, self._counter)
+        positions = window.length // stride
+        together = _together(weight.shape[0], positions)
         self._program.matmul(
-            window.start, y, weight, bias, times=window.length // stride, x_stride=stride * window.channels,
-            y_stride=weight.shape[0], add=add,
-        )  # fmt: skip
+            window.start,
+            y,
+            _side_by_side(weight, stride * window.channels, together),
+            None if bias is None else bias.repeat(together),
+            times=positions // together,
+            x_stride=together * stride * window.channels,
+            y_stride=together * weight.shape[0],
+            add=add,
+        )
         self._program.shift(window.start, window.history, window.length * window.channels)
 
     def sequence(self, layers: list[nn.Module], window: _Window, y: int) -> None:
@@ -178,6 +186,20 @@ def _transposed(inner: nn.ConvTranspose1d) -> tuple[Tensor, Tensor | None, int]:
     last, present = weight_IOK[..., stride:], weight_IOK[..., :stride]
     weight = torch.cat([last, present]).permute(2, 1, 0).flatten(0, 1)
     return weight, None if inner.bias is None else inner.bias.repeat(stride), 1
+
+
+def _together(outputs: int, positions: int) -> int:
+    """How many positions of a convolution to compute as one: fewer than sixteen outputs leave lanes idle."""
+    return next((count for count in range(LANES // outputs, 1, -1) if positions % count == 0), 1)
+
+
+def _side_by_side(weight_OI: Tensor, step: int, together: int) -> Tensor:
+    """A convolution's weight for `together` positions, `step` floats apart: `[together O, (together - 1) step + I]`."""
+    outputs, width = weight_OI.shape
+    wide = weight_OI.new_zeros(together, outputs, (together - 1) * step + width)
+    for position in range(together):
+        wide[position, :, position * step : position * step + width] = weight_OI
+    return wide.flatten(0, 1)
 
 
 def _projection(module: Any) -> Tensor:

@@ -1,0 +1,120 @@
+"""What only the compiled step promises: bits, not digits; nothing outside its own memory; the same dice."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.cpu import RowMemory
+from server.engine import Engine, SamplingParams
+from server.engine.native import NativeStep
+from server.errors import EngineError
+from tests.engine.calls import batch, converse, mask
+from tests.engine.stock import Call, sound
+from tests.tiny_checkpoint import write_tiny_checkpoint
+
+PARAMS = (
+    SamplingParams(),
+    SamplingParams(text_temperature=1.5, text_topk=0, audio_temperature=1.5, audio_topk=0),
+    SamplingParams(text_topk=3, audio_topk=2, repetition_penalty=1.7, repetition_penalty_context=4),
+    SamplingParams(text_temperature=0, audio_temperature=1.2, audio_topk=7, pad_mult=-2.0),
+    SamplingParams(text_temperature=1.2, audio_temperature=0, repetition_penalty=2.0, pad_mult=1.0),
+    SamplingParams(use_sampling=False, repetition_penalty=1.5),
+)
+
+
+def same_bits(got: Call, wanted: Call) -> None:
+    assert got.tokens.tolist() == wanted.tokens.tolist()
+    assert torch.equal(got.pcm, wanted.pcm)
+    np.testing.assert_array_equal(got.logprob.numpy(), wanted.logprob.numpy())
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny", "mini"])
+def test_the_same_bits_at_every_width_in_every_slot_with_any_threads(
+    checkpoint: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(checkpoint)
+    alone = Engine.load(folder, slots=1, device="cpu", work="native")
+    pcm = sound(12, alone.frame_size, seed=1)
+    params = SamplingParams(text_temperature=1.2, audio_temperature=1.2)
+    wanted = converse(alone, 0, pcm, params, seed=7)
+    for slots, threads, slot in ((3, 1, 2), (9, 1, 4), (17, 3, 11)):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            engine = Engine.load(folder, slots=slots, device="cpu", work="native")
+        finally:
+            torch.set_num_threads(before)
+        same_bits(converse(engine, slot, pcm, params, seed=7, noise_seed=slots), wanted)
+
+
+@pytest.mark.parametrize("params", PARAMS)
+def test_the_dice_fall_as_in_the_reference(tiny: Path, params: SamplingParams) -> None:
+    """Temperatures, top-k, penalties, padding bonus and noise, token for token for forty frames."""
+    calls = []
+    for work in ("native", "upstream"):
+        engine = Engine.load(tiny, slots=1, device="cpu", work=work)
+        calls.append(converse(engine, 0, sound(40, engine.frame_size, seed=2), params, seed=2**40 + 5))
+    assert calls[0].tokens.tolist() == calls[1].tokens.tolist()
+    torch.testing.assert_close(calls[0].logprob, calls[1].logprob, atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+def test_nothing_is_written_or_read_outside_its_place(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poisoned gaps between all places and poisoned rows on both sides leave no trace, and stay as they are."""
+    plain = Engine.load(tiny, slots=1, device="cpu", work="native")
+    pcm = sound(40, plain.frame_size, seed=3)
+    wanted = converse(plain, 0, pcm)
+    gaps: list[int] = []
+    scratch = RowMemory.scratch
+
+    def with_gap(self: RowMemory, floats: int) -> int:
+        self.floats += 16
+        gaps.append(self.floats - 16)
+        offset = scratch(self, floats)
+        gaps.extend(range(offset + floats, self.floats))
+        return offset
+
+    monkeypatch.setattr(RowMemory, "scratch", with_gap)
+    engine = Engine.load(tiny, slots=3, device="cpu", work="native")
+    assert isinstance(engine._work, NativeStep)
+    memory = engine._work.machine.memory
+    memory[:] = np.nan
+    same_bits(converse(engine, 1, pcm), wanted)
+    assert np.isnan(memory[[0, 2]]).all()
+    assert np.isnan(memory[1, gaps]).all()
+
+
+def test_an_old_call_says_what_it_would_have_said(tiny: Path) -> None:
+    """`measure_step` ages rows; a conversation opened afterwards knows nothing of it."""
+    engine = Engine.load(tiny, slots=2, device="cpu", work="native")
+    pcm = sound(10, engine.frame_size, seed=4)
+    wanted = converse(engine, 1, pcm)
+    assert engine.measure_step(2) > 0
+    same_bits(converse(engine, 1, pcm), wanted)
+
+
+def test_a_row_that_stands_still_costs_no_bits(tiny: Path) -> None:
+    engine = Engine.load(tiny, slots=2, device="cpu", work="native")
+    assert isinstance(engine._work, NativeStep)
+    engine.open(0, seed=1)
+    chunk = sound(1, engine.frame_size, seed=5)[0]
+    engine.step(batch(engine, {0: chunk}), mask(engine, 0))
+    before = engine._work.machine.memory[0].copy()
+    out = engine.step(batch(engine, {0: chunk}), mask(engine))
+    np.testing.assert_array_equal(engine._work.machine.memory[0], before)
+    assert (out.tokens == -2).all()
+
+
+def test_a_model_that_cannot_be_expressed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_tiny_checkpoint(tmp_path, lm_overrides={"depformer_pos_emb": "sin"})
+    with pytest.raises(EngineError, match="'sin' positions in the depth"):
+        Engine.load(folder, slots=1, device="cpu", work="native")
+    engine = Engine.load(folder, slots=1, device="cpu")
+    assert engine.work == "upstream"
+    assert "'sin' positions in the depth" in caplog.text
+
+
+def test_an_unknown_kind_of_work(tiny: Path) -> None:
+    with pytest.raises(EngineError, match="'magic'"):
+        Engine.load(tiny, slots=1, device="cpu", work="magic")  # type: ignore[arg-type]
