@@ -115,7 +115,8 @@ def _token(path: Path | None) -> str | None:
 
 
 def _tell_position(place: QueuePosition) -> None:
-    print(f"all slots are taken: place {place.position}, about {place.eta_s:.0f} s", file=sys.stderr)
+    about = "" if place.eta_s is None else f", about {place.eta_s:.0f} s"
+    print(f"all slots are taken: place {place.position}{about}", file=sys.stderr)
 
 
 def _sentences(report: CallReport) -> list[str]:

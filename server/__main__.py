@@ -8,10 +8,16 @@ import sys
 
 from server.config import ServerConfig, load_config
 from server.errors import ConfigError
+from server.logs import LogThread
 
 log = logging.getLogger("server")
 
-_AUTO_SLOTS = {"cpu": 4, "cuda": 32}
+_SWITCH_S = 0.0005
+"""A thread that wants the interpreter has it after so long, not after Python's 5 ms: tick, encoding and event loop
+hand over to one another several times a frame."""
+
+_CEILING = {"cpu": 64, "cuda": 32}
+"""The most slots that `auto` gives: those of a 7 B model on a GPU take 1.5 GB of memory each."""
 
 
 def main() -> None:
@@ -20,38 +26,39 @@ def main() -> None:
         config = load_config(sys.argv[1:])
     except ConfigError as problem:
         sys.exit(_complain(str(problem), 2))
+    lines = LogThread()
     logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[lines]
     )
     try:
-        well = asyncio.run(_serve(config))
+        well = asyncio.run(_serve(config, lines))
     except OSError as problem:
         sys.exit(_complain(f"cannot listen on {config.host}:{config.port}: {problem.strerror}", 1))
     sys.exit(0 if well else 1)
 
 
-async def _serve(config: ServerConfig) -> bool:
+async def _serve(config: ServerConfig, lines: LogThread) -> bool:
     from server.app import Server  # noqa: PLC0415 - torch takes seconds, and a bad setting should not
     from server.engine import Engine  # noqa: PLC0415
 
-    def load() -> Engine:
+    def load(slots: int) -> Engine:
         _leave_a_core()
-        return Engine.load(config.checkpoint, slots=_slots(config), device=config.device)
+        return Engine.load(config.checkpoint, slots=slots, device=config.device)
 
-    server = Server(config, load)
+    sys.setswitchinterval(_SWITCH_S)
+    server = Server(config, load, ceiling=_ceiling(config))
+    lines.on_dropped = server.metrics.log_dropped.inc
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(server.end))
     return await server.run(on_listening=_announce)
 
 
-def _slots(config: ServerConfig) -> int:
+def _ceiling(config: ServerConfig) -> int:
     import torch  # noqa: PLC0415
 
-    if config.slots != "auto":
-        return config.slots
     on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
-    return _AUTO_SLOTS["cuda" if on_gpu else "cpu"]
+    return _CEILING["cuda" if on_gpu else "cpu"]
 
 
 def _leave_a_core() -> None:

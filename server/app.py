@@ -15,9 +15,11 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.calls import CallDesk
+from server.capacity import Capacity, Limits
 from server.config import ServerConfig
 from server.engine import Engine
 from server.metrics import Metrics
+from server.pressure import LoadGuard
 from server.protocol import WIRE_SAMPLE_RATE_HZ
 from server.scheduler import Health, Scheduler
 from server.wire import ChatSocket
@@ -31,11 +33,22 @@ _PACKAGES: Final = ("duologue", "moshi", "torch", "sphn", "aiohttp")
 
 
 class Server:
-    """One listening server. `load` makes the engine, in the engine's own thread, after the port is open."""
+    """One listening server.
 
-    def __init__(self, config: ServerConfig, load: Callable[[], Engine]) -> None:
+    `load` makes an engine with so many slots, in the engine's own thread, after the port is open; `ceiling` is the
+    most that `slots = "auto"` may ask it for.
+    """
+
+    def __init__(self, config: ServerConfig, load: Callable[[int], Engine], *, ceiling: int = 64) -> None:
         self.metrics = Metrics()
-        self.scheduler = Scheduler(load=load, metrics=self.metrics, on_health=self._on_health)
+        self.guard = LoadGuard(self._on_pressure)
+        self.scheduler = Scheduler(
+            load=load,
+            limits=Limits(slots=None if config.slots == "auto" else config.slots, ceiling=ceiling),
+            metrics=self.metrics,
+            on_health=self._on_health,
+            on_answers=self.guard.note,
+        )
         self.desk = CallDesk(config=config, metrics=self.metrics, scheduler=self.scheduler)
         self._config = config
         self._versions = {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}
@@ -81,19 +94,27 @@ class Server:
 
     async def _engine_thread(self, _app: web.Application) -> AsyncIterator[None]:
         self.scheduler.start()
+        guarding = asyncio.create_task(self.guard.run(), name="load-guard")
         yield
+        guarding.cancel()
         await asyncio.to_thread(self.scheduler.stop)
-        self.desk.shut()
 
     def _on_health(self, health: Health) -> None:
-        if health is Health.READY and self.scheduler.model is not None:
-            model = self.scheduler.model
-            self.desk.open(model)
-            log.info("ready: %s on %s, %d slots", model.checkpoint, model.device, model.slots)
+        model, capacity = self.scheduler.model, self.scheduler.capacity
+        if health is Health.READY and model is not None and capacity is not None:
+            self.desk.open(model, capacity.callers)
+            self.metrics.capacity.set(capacity.measured)
+            self.metrics.admission.set(1)
+            _log_capacity(capacity)
+            log.info("ready: %s on %s, %d slots", model.checkpoint, model.device, capacity.callers)
         elif health is Health.FAILED:
             log.error("the model cannot be used: %s", self.scheduler.problem)
             self.desk.fail()
             self._end.set()
+
+    def _on_pressure(self, admitting: bool) -> None:
+        self.metrics.admission.set(admitting)
+        self.desk.admit(admitting)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         socket = ChatSocket(self._config)
@@ -110,13 +131,19 @@ class Server:
         return web.json_response({"state": state}, status=200 if state == Health.READY else 503)
 
     async def _info(self, _request: web.Request) -> web.Response:
-        model = self.scheduler.model
+        model, capacity = self.scheduler.model, self.scheduler.capacity
         return _json(
             {
                 "model": model and {"checkpoint": model.name, "device": model.device},
                 "adapter": None,
                 "versions": self._versions,
-                "slots": {"total": model.slots if model else 0, "busy": self.desk.busy, "waiting": self.desk.waiting},
+                "slots": {
+                    "total": capacity.callers if capacity else 0,
+                    "busy": self.desk.busy,
+                    "parked": self.desk.parked,
+                    "waiting": self.desk.waiting,
+                },
+                "capacity": capacity and _describe(capacity, admitting=self.guard.open),
                 "sample_rate": WIRE_SAMPLE_RATE_HZ,
                 "model_sample_rate": model and model.sample_rate,
                 "frame_ms": model and round(1000 * model.frame_s),
@@ -129,6 +156,35 @@ class Server:
 
     async def _expose(self, _request: web.Request) -> web.Response:
         return web.Response(body=self.metrics.expose(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _describe(capacity: Capacity, *, admitting: bool) -> dict[str, Any]:
+    return {
+        "measured": capacity.measured,
+        "engine_slots": capacity.slots,
+        "share_of_frame": capacity.share,
+        "step_ms": {str(rows): round(1000 * seconds, 2) for rows, seconds in capacity.step_s.items()},
+        "caller_loop_ms": round(1000 * capacity.caller.loop_s, 3),
+        "caller_encode_ms": round(1000 * capacity.caller.encode_s, 3),
+        "admitting": admitting,
+    }
+
+
+def _log_capacity(capacity: Capacity) -> None:
+    steps = ", ".join(f"{rows}: {1000 * seconds:.1f}" for rows, seconds in capacity.step_s.items())
+    log.info(
+        "this machine holds %d callers on time, of %d slots (ms of a step by callers: %s; beside it %.2f ms a caller)",
+        capacity.measured,
+        capacity.slots,
+        steps,
+        1000 * (capacity.caller.loop_s + capacity.caller.encode_s),
+    )
+    if capacity.callers > capacity.measured:
+        log.warning(
+            "%d callers are to be served, %d would be on time: expect late frames, or set slots to less",
+            capacity.callers,
+            capacity.measured,
+        )
 
 
 def _json(body: dict[str, Any]) -> web.Response:

@@ -13,7 +13,7 @@ import msgspec
 
 from server.sound import Frame
 
-__all__ = ["HeardFrame", "Inbox", "Outbox", "Reply"]
+__all__ = ["DueFrame", "HeardFrame", "Inbox", "Outbox", "Reply"]
 
 _BURST_FRAMES: Final = 4.0
 _MOST_PIECES: Final = 4096
@@ -26,17 +26,31 @@ class HeardFrame(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     at: float
 
 
+class DueFrame(HeardFrame, frozen=True, kw_only=True, eq=False):
+    """A frame that the model takes now. It could not be taken before `due_at`, in monotonic seconds.
+
+    That is when it was complete, its caller's pace allowed it, and the frame before it had been taken: what a frame
+    waits after that, it waits for the server and not for its caller.
+    """
+
+    due_at: float
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What the model answered to one frame. Times are monotonic seconds."""
 
-    pcm: Frame | None
-    """None while nothing is out yet, and after the sound was dropped."""
+    sound: tuple[bytes, ...] = ()
+    """Opus packets; none while nothing is out yet, and after the sound was dropped."""
     token: int
     heard_at: float
     """When the caller's frame was complete."""
+    due_at: float
+    """When it could have been taken: see `DueFrame`."""
     began_at: float
     stepped_at: float
     """When the engine's step began, and when it was done."""
+    encode_s: float = 0.0
+    """What making Opus of it took, in seconds."""
 
 
 class Inbox:
@@ -53,6 +67,7 @@ class Inbox:
         self._lock = threading.Lock()
         self._allowed = _BURST_FRAMES
         self._allowed_at = 0.0
+        self._next_at = 0.0
         self.skipped = 0
 
     def __len__(self) -> int:
@@ -70,13 +85,16 @@ class Inbox:
             self.skipped += surplus
             return surplus
 
-    def take(self, now: float) -> HeardFrame | None:
+    def take(self, now: float) -> DueFrame | None:
         """Give the oldest frame, or None when there is none or the caller has used up its pace."""
         with self._lock:
             if self._wait(now) != 0.0:
                 return None
+            frame = self._frames.popleft()
+            due_at = max(frame.at, self._next_at)
             self._allowed -= 1.0
-            return self._frames.popleft()
+            self._next_at = now + max(0.0, (1.0 - self._allowed) / self._rate_hz)
+            return DueFrame(pcm=frame.pcm, at=frame.at, due_at=due_at)
 
     def wait_s(self, now: float) -> float | None:
         """Seconds until a frame may be taken: 0 for at once, None for not before another is put."""
@@ -112,7 +130,7 @@ class Outbox:
     def put(self, reply: Reply) -> int:
         """Add a reply. Returns how many older ones lost their sound for it."""
         self._replies.append(reply)
-        self._sounding += reply.pcm is not None
+        self._sounding += bool(reply.sound)
         lost = 0
         if self._sounding > self._limit:
             self._mute_oldest()
@@ -121,6 +139,14 @@ class Outbox:
             self._pop()
         self.dropped += lost
         self._changed.set()
+        return lost
+
+    def mute(self) -> int:
+        """Drop the sound of all that waits; the text stays. Returns how many replies lost it."""
+        lost = self._sounding
+        self._replies = deque(msgspec.structs.replace(reply, sound=()) for reply in self._replies)
+        self._sounding, self._mute = 0, len(self._replies)
+        self.dropped += lost
         return lost
 
     async def get(self, timeout_s: float) -> Reply | None:
@@ -137,11 +163,11 @@ class Outbox:
     def _pop(self) -> Reply:
         reply = self._replies.popleft()
         self._mute = max(0, self._mute - 1)
-        self._sounding -= reply.pcm is not None
+        self._sounding -= bool(reply.sound)
         return reply
 
     def _mute_oldest(self) -> None:
-        while self._replies[self._mute].pcm is None:
+        while not self._replies[self._mute].sound:
             self._mute += 1
-        self._replies[self._mute] = msgspec.structs.replace(self._replies[self._mute], pcm=None)
+        self._replies[self._mute] = msgspec.structs.replace(self._replies[self._mute], sound=())
         self._sounding -= 1

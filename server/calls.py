@@ -1,14 +1,13 @@
-"""A call from its upgrade to its end: refused, waiting, talking, over.
+"""A call from its upgrade to its end: refused, waiting, talking, parked, talking again, over.
 
-This file joins the parts that know one thing each: the socket, the queue for slots, the session and the
-scheduler. It also owns what happens to all calls at once, when the model fails or the server drains.
+This file joins the parts that know one thing each: the socket, the queue for slots, the session, the parking and
+the scheduler. It also owns what happens to all calls at once, when the model fails or the server drains.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from server import protocol
@@ -18,10 +17,13 @@ from server.errors import (
     GoingAwayError,
     LoadingError,
     RefusalError,
+    ResumeError,
     ServerFailedError,
+    TakenOverError,
 )
 from server.metrics import EndReason, Metrics, Rejection
-from server.parameters import read_parameters
+from server.parameters import CallParameters, read_parameters
+from server.parking import Call, Parking
 from server.protocol import QueuePosition
 from server.scheduler import Health, Scheduler
 from server.session import ModelInfo, Session, SessionView
@@ -43,18 +45,23 @@ class CallDesk:
         self._metrics = metrics
         self._scheduler = scheduler
         self._queue: SlotQueue | None = None
-        self._calls: dict[Session, Ticket] = {}
+        self._calls: set[Call] = set()
+        self._parking = Parking(grace_s=config.resume_grace_s, on_expired=self._expire)
         self._present = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._hurried = asyncio.Event()
-        self._codec_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="duologue-opus")
         self.draining = False
 
     @property
     def busy(self) -> int:
-        """Slots in use."""
-        return self._queue.busy if self._queue else 0
+        """Callers who have a slot and are there."""
+        return self._queue.busy - self.parked if self._queue else 0
+
+    @property
+    def parked(self) -> int:
+        """Slots kept for callers who lost their connection."""
+        return len(self._parking)
 
     @property
     def waiting(self) -> int:
@@ -63,7 +70,7 @@ class CallDesk:
 
     def views(self) -> list[SessionView]:
         """Describe the calls that have a slot."""
-        talking = (session.view() for session in self._calls if session.slot is not None)
+        talking = (call.session.view() for call in self._calls if call.session.slot is not None)
         return sorted(talking, key=lambda view: view.slot)
 
     async def serve(self, socket: ChatSocket, query: Mapping[str, str]) -> None:
@@ -81,14 +88,22 @@ class CallDesk:
         """End every call: the model is gone."""
         self._end_all(ServerFailedError())
 
-    def open(self, model: ModelInfo) -> None:
-        """Let callers in: the model is there."""
-        self._queue = SlotQueue(slots=model.slots, max_waiting=self._config.max_waiting)
-        self._metrics.slots.set(model.slots)
+    def open(self, model: ModelInfo, callers: int) -> None:
+        """Let callers in, at most so many at once: the model is there."""
+        self._queue = SlotQueue(slots=min(callers, model.slots), max_waiting=self._config.max_waiting)
+        self._metrics.slots.set(self._queue.slots)
+
+    def admit(self, admitting: bool) -> None:
+        """Give out slots, or none for the time being: who calls then waits."""
+        if self._queue is not None:
+            self._queue.hold(not admitting)
+            self._make_room()
+            self._show_load()
 
     async def drain(self) -> None:
         """Take no more calls, wait `drain_s` or until `hurry` for those there are, then end them."""
         self.draining = True
+        self._end_parked(EndReason.DRAINED)
         if self._queue is not None:
             self._queue.refuse_waiting(DrainingError())
         await _first(self._idle, self._hurried, within_s=self._config.drain_s)
@@ -101,65 +116,119 @@ class CallDesk:
         """Let `drain` wait for calls no longer."""
         self._hurried.set()
 
-    def shut(self) -> None:
-        """Free the Opus thread."""
-        self._codec_pool.shutdown(wait=False, cancel_futures=True)
-
     def _end_all(self, refusal: RefusalError) -> None:
+        self._end_parked(EndReason(refusal.reason))
         if self._queue is not None:
             self._queue.refuse_waiting(refusal)
-        for ticket in self._calls.values():
-            ticket.refuse(refusal)
+        for call in self._calls:
+            call.ticket.refuse(refusal)
+
+    def _end_parked(self, reason: EndReason) -> None:
+        while (call := self._parking.oldest) is not None:
+            self._let_go(call, reason)
+
+    def _expire(self, call: Call) -> None:
+        self._let_go(call, EndReason.LOST)
 
     async def _serve(self, socket: ChatSocket, query: Mapping[str, str]) -> None:
         try:
-            session, ticket = self._let_in(query)
+            call = await self._let_in(query)
         except RefusalError as refusal:
             self._metrics.count_rejection(Rejection(refusal.reason))
             await socket.refuse(refusal)
             return
+        ending: RefusalError | None = ServerFailedError()
         try:
-            ending = await self._converse(socket, session, ticket)
+            ending = await self._converse(socket, call)
         finally:
-            self._let_go(session, ticket)
-        self._count(session, ending.reason if ending else socket.parting)
+            self._part(call, ending, socket.parting)
         if ending is None:
             await socket.hang_up()
         else:
             await socket.refuse(ending)
 
-    def _let_in(self, query: Mapping[str, str]) -> tuple[Session, Ticket]:
-        """Give a place, if only in the queue. Raises `RefusalError`."""
+    async def _let_in(self, query: Mapping[str, str]) -> Call:
+        """Give a place, if only in the queue, or the one that the caller had. Raises `RefusalError`."""
         if self.draining:
             raise DrainingError
         if self._scheduler.health is Health.FAILED:
             raise ServerFailedError
         if self._queue is None or self._scheduler.model is None:
             raise LoadingError
+        parameters = read_parameters(query, self._scheduler.model.recommended_sampling)
+        if parameters.resume_token is not None:
+            return await self._resume(parameters.resume_token)
+        return self._begin(self._queue, self._scheduler.model, parameters)
+
+    def _begin(self, queue: SlotQueue, model: ModelInfo, parameters: CallParameters) -> Call:
         session = Session(
-            model=self._scheduler.model,
-            parameters=read_parameters(query, self._scheduler.model.recommended_sampling),
+            model=model,
+            parameters=parameters,
             config=self._config,
             metrics=self._metrics,
-            codec_pool=self._codec_pool,
             on_frame=self._scheduler.wake,
         )
-        ticket = self._queue.join()
-        self._calls[session] = ticket
+        self._make_room(wanted=1)
+        call = Call(session, queue.join())
+        self._calls.add(call)
         self._show_load()
-        return session, ticket
+        return call
 
-    def _let_go(self, session: Session, ticket: Ticket) -> None:
-        assert self._queue is not None, "nobody was let in without a queue"
-        del self._calls[session]
-        if ticket.slot is not None:
-            self._scheduler.close(session, ticket.slot)
-        self._queue.leave(ticket)
+    async def _resume(self, token: str) -> Call:
+        """Go on with a call as it was: what else the query says is checked and has no effect."""
+        call = self._parking.claim(token)
+        if not await call.take_over():
+            raise ResumeError(self._config.resume_grace_s)
+        self._parking.forget(call)
+        call.session.attach()
+        self._metrics.resumed.inc()
         self._show_load()
+        log.info("call %s goes on", call.session.id)
+        return call
+
+    def _part(self, call: Call, ending: RefusalError | None, parting: EndReason) -> None:
+        """Separate a socket from its call, which goes on elsewhere, is parked, or is over."""
+        if isinstance(ending, TakenOverError):
+            call.session.detach()
+            call.release()
+        elif ending is None and parting is EndReason.LOST and self._is_worth_keeping(call):
+            call.session.detach()
+            self._parking.park(call)
+            call.release()
+            log.info("call %s lost its connection", call.session.id)
+        else:
+            self._let_go(call, ending.reason if ending else parting)
+        self._show_load()
+
+    def _is_worth_keeping(self, call: Call) -> bool:
+        alone = self._queue is not None and not (self._queue.waiting and self._queue.short_of_slots)
+        return bool(self._config.resume_grace_s) and call.session.slot is not None and alone and not self.draining
+
+    def _let_go(self, call: Call, reason: str) -> None:
+        """End a call for good."""
+        assert self._queue is not None, "nobody was let in without a queue"
+        call.over = True
+        self._parking.forget(call)
+        self._calls.discard(call)
+        if call.ticket.slot is not None:
+            self._scheduler.close(call.session, call.ticket.slot)
+        self._queue.leave(call.ticket)
+        call.release()
+        self._count(call.session, reason)
+        self._show_load()
+
+    def _make_room(self, wanted: int = 0) -> None:
+        """Give up the calls that have been parked longest, as long as somebody waits for a slot."""
+        assert self._queue is not None, "nobody waits without a queue"
+        while self._queue.short_of_slots and self._queue.waiting + wanted > 0:
+            if (call := self._parking.oldest) is None:
+                return
+            self._let_go(call, EndReason.LOST)
 
     def _show_load(self) -> None:
         self._metrics.active.set(self.busy)
         self._metrics.waiting.set(self.waiting)
+        self._metrics.parked.set(self.parked)
 
     def _count(self, session: Session, reason: str) -> None:
         if session.slot is not None:
@@ -168,15 +237,19 @@ class CallDesk:
             self._metrics.count_rejection(Rejection(reason) if reason in set(Rejection) else Rejection.LEFT)
         log.info("call %s ended: %s", session.id, reason)
 
-    async def _converse(self, socket: ChatSocket, session: Session, ticket: Ticket) -> RefusalError | None:
+    async def _converse(self, socket: ChatSocket, call: Call) -> RefusalError | None:
         """Listen and talk until either ends or the call is refused. Returns what the caller must be told, if anything.
 
         A refusal cancels a message under way: a caller who does not read would hold it up for as long as it likes.
         """
-        listening = asyncio.create_task(session.listen(socket), name=f"listen-{session.id}")
-        talking = asyncio.create_task(self._talk(socket, session, ticket), name=f"talk-{session.id}")
-        refused = asyncio.create_task(ticket.until_refused(), name=f"refused-{session.id}")
-        tasks = (listening, talking, refused)
+        work = {
+            "listen": call.session.listen(socket),
+            "talk": self._talk(socket, call),
+            "refused": call.ticket.until_refused(),
+            "taken": call.until_taken_over(),
+            "watch": call.session.endings.watch(),
+        }
+        tasks = [asyncio.create_task(each, name=f"{name}-{call.session.id}") for name, each in work.items()]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -190,12 +263,14 @@ class CallDesk:
                 raise outcome
         return None
 
-    async def _talk(self, socket: ChatSocket, session: Session, ticket: Ticket) -> None:
-        slot = await self._wait_for_slot(socket, ticket)
-        await self._scheduler.open(session, slot)
-        session.start(slot)
-        log.info("call %s has slot %d", session.id, slot)
-        await session.speak(socket)
+    async def _talk(self, socket: ChatSocket, call: Call) -> None:
+        session = call.session
+        if session.slot is None:
+            slot = await self._wait_for_slot(socket, call.ticket)
+            await self._scheduler.open(session, slot)
+            session.start(slot)
+            log.info("call %s has slot %d", session.id, slot)
+        await session.speak(socket, resume_token=self._parking.issue(call))
 
     async def _wait_for_slot(self, socket: ChatSocket, ticket: Ticket) -> int:
         """Keep a waiting caller informed and alive. Raises the ticket's refusal."""

@@ -26,7 +26,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     checkpoint: str = "mini"
     """`mini`, a folder, or `hf:owner/name`."""
     slots: Annotated[int, Meta(ge=1)] | Literal["auto"] = "auto"
-    """Callers served at once. `auto`: 4 on a CPU, 32 on a GPU."""
+    """Callers served at once. `auto`: as many as the machine holds on time, as measured at the start; at most 64 on a
+    CPU and 32 on a GPU."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     host: str = "127.0.0.1"
@@ -55,6 +56,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How many times real time one caller may be served: bounds catching up, and `duologue say --speed`."""
     stats_interval_s: Annotated[float, Meta(gt=0)] = 1.0
     """Shortest time between two `stats` messages to one caller."""
+    resume_grace_s: Annotated[float, Meta(ge=0, le=600)] = 30.0
+    """A lost connection's slot is kept for so long, unless somebody waits for it. 0 keeps none."""
+    idle_s: Annotated[float, Meta(gt=0)] = 60.0
+    """A caller who sends no sound message for so long is sent away. A silent microphone sends; it is not idle."""
+    max_session_s: Annotated[float, Meta(gt=0)] = 3600.0
+    """Longest call."""
     drain_s: Annotated[float, Meta(ge=0)] = 30.0
     """After SIGTERM, running calls go on for so long."""
 
@@ -81,6 +88,9 @@ EXPECTED: Final = {
     "outbox_ms": "a whole number of milliseconds from 160",
     "max_speed": "a multiple of real time from 1",
     "stats_interval_s": "more than 0 seconds",
+    "resume_grace_s": "0 to 600 seconds, where 0 keeps no lost calls",
+    "idle_s": "more than 0 seconds",
+    "max_session_s": "more than 0 seconds",
     "drain_s": "0 seconds or more",
 }
 """What each field takes, in words: for refusals and for `--help`."""

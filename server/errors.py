@@ -14,15 +14,20 @@ __all__ = [
     "DrainingError",
     "DuologueError",
     "EngineError",
+    "FaultError",
     "FrameError",
     "FullError",
     "GoingAwayError",
+    "IdleError",
     "LoadingError",
     "ParameterError",
     "RefusalError",
+    "ResumeError",
     "SamplingError",
     "ServerFailedError",
     "SlotError",
+    "TakenOverError",
+    "TooLongError",
 ]
 
 
@@ -193,4 +198,74 @@ class GoingAwayError(RefusalError):
             got="a call that went on while the server stopped",
             expected="its end within the drain time",
             remedy="call again in a minute",
+        )
+
+
+class FaultError(RefusalError):
+    """The model raised for this call alone; the others go on."""
+
+    close_code = 1011
+    reason = "fault"
+
+    def __init__(self) -> None:
+        super().__init__(
+            got="an internal error of the model in this call",
+            expected="an answer",
+            remedy="call again, and tell the operator if it happens twice",
+        )
+
+
+class IdleError(RefusalError):
+    """A caller who sends no sound, not even a silent microphone's."""
+
+    close_code = 4408
+    reason = "idle"
+
+    def __init__(self, idle_s: float) -> None:
+        super().__init__(
+            got=f"no sound message for {idle_s:g} s",
+            expected="a microphone's sound all the time, silence included",
+            remedy="call again when there is something to send",
+        )
+
+
+class TooLongError(RefusalError):
+    """A call that has used up its time."""
+
+    close_code = 4408
+    reason = "too_long"
+
+    def __init__(self, max_session_s: float) -> None:
+        super().__init__(
+            got=f"a call of {max_session_s:g} s",
+            expected="a shorter one: no call may last longer here",
+            remedy="call again",
+        )
+
+
+class TakenOverError(RefusalError):
+    """The peer whose call another connection has resumed."""
+
+    close_code = 4409
+    reason = "taken_over"
+
+    def __init__(self) -> None:
+        super().__init__(
+            got="the call's resume token from another connection",
+            expected="one connection to a call",
+            remedy="go on there; if that was not you, call again without a token",
+        )
+
+
+class ResumeError(RefusalError):
+    """A resume token of no call that can be resumed. Says the same whether the token ever was one."""
+
+    close_code = 4410
+    reason = "not_resumable"
+
+    def __init__(self, grace_s: float) -> None:
+        super().__init__(
+            got="a resume_token of no call that can be resumed",
+            expected=f"that of the last session message, within {grace_s:g} s of losing the connection",
+            remedy="call again without resume_token to begin a new conversation",
         )

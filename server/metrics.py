@@ -12,7 +12,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 __all__ = ["UNITS", "EndReason", "FrameResult", "IgnoredMessage", "Metrics", "Rejection", "Stage"]
 
 _PREFIX: Final = "duologue"
-_TICK_BUCKETS_S: Final = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.16)
+_TICK_BUCKETS_S: Final = (
+    *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06),
+    *(0.065, 0.07, 0.075, 0.08, 0.085, 0.09, 0.1, 0.12, 0.16, 0.32, 0.64),
+)
+"""Fine round a frame's 80 ms, where a percentile is read from them; the shortest are for Opus."""
 
 UNITS: Final = {
     "duologue_tick_duration_seconds": "seconds",
@@ -21,8 +25,13 @@ UNITS: Final = {
     "duologue_frames_damaged": "frames",
     "duologue_sessions_active": "sessions",
     "duologue_sessions_waiting": "sessions",
+    "duologue_sessions_parked": "sessions",
+    "duologue_sessions_resumed": "sessions",
     "duologue_sessions": "sessions",
     "duologue_slots_total": "slots",
+    "duologue_capacity_callers": "callers",
+    "duologue_admission_open": "1 or 0",
+    "duologue_log_lines_dropped": "lines",
     "duologue_admission_rejected": "calls",
     "duologue_messages_ignored": "messages",
     "duologue_build_info": "none, always 1",
@@ -45,6 +54,10 @@ class Stage(StrEnum):
     """In the step: the depth transformer, codebook by codebook."""
     DECODE = "decode"
     """In the step: the codec speaks."""
+    OPUS_DECODE = "opus_decode"
+    """A piece of a caller's message, at most 512 bytes, from Ogg/Opus to samples; before the frame is complete."""
+    OPUS_ENCODE = "opus_encode"
+    """One reply, from samples to Opus packets; it is part of `emit`."""
     EMIT = "emit"
     """Step done, until the reply is Opus and about to be written to the socket."""
     TOTAL = "total"
@@ -69,8 +82,13 @@ class EndReason(StrEnum):
 
     HANG_UP = "hang_up"
     LOST = "lost"
+    """The connection broke, and nobody came back in time."""
     BAD_AUDIO = "bad_audio"
     TOO_BIG = "too_big"
+    IDLE = "idle"
+    TOO_LONG = "too_long"
+    FAULT = "fault"
+    """The model raised for this call alone."""
     DRAINED = "drained"
     FAILED = "failed"
 
@@ -84,6 +102,9 @@ class Rejection(StrEnum):
     LOADING = "loading"
     DRAINING = "draining"
     FAILED = "failed"
+    FAULT = "fault"
+    """The engine raised when it opened the slot."""
+    NOT_RESUMABLE = "not_resumable"
     LEFT = "left"
     """Hung up, or was lost, while waiting."""
 
@@ -123,19 +144,31 @@ class Metrics:
             namespace=_PREFIX,
             registry=self.registry,
         )
-        self.active = self._gauge("sessions_active", "Calls that have a slot now.")
+        self.resumed = Counter(
+            "sessions_resumed", "Calls that went on over another connection.", namespace=_PREFIX, registry=self.registry
+        )
+        self.log_dropped = Counter(
+            "log_lines_dropped", "Log lines nobody took in time.", namespace=_PREFIX, registry=self.registry
+        )
+        self.active = self._gauge("sessions_active", "Calls that have a slot now, parked ones left out.")
         self.waiting = self._gauge("sessions_waiting", "Callers in the queue now.")
-        self.slots = self._gauge("slots_total", "Slots of the engine; 0 until the model is loaded.")
+        self.parked = self._gauge("sessions_parked", "Lost calls whose slot is kept for a resume now.")
+        self.slots = self._gauge("slots_total", "Callers admitted at once; 0 until the model is loaded.")
+        self.capacity = self._gauge(
+            "capacity_callers", "Callers this machine can hold on time, as measured at the start; 0 until then."
+        )
+        self.admission = self._gauge("admission_open", "Whether slots are given out: 0 while frames are late, else 1.")
         self._build = Gauge(
             "build_info", "Always 1; the labels are versions.", ["version"], namespace=_PREFIX, registry=self.registry
         )
         for labelled, values in self._closed_labels():
             for value in values:
                 labelled.labels(value)
+        self._stages = {stage: self._tick.labels(stage) for stage in Stage}
 
     def observe(self, stage: Stage, seconds: float) -> None:
         """Record the time of one stage of one frame, or of one step."""
-        self._tick.labels(stage).observe(seconds)
+        self._stages[stage].observe(seconds)
 
     def count_frames(self, result: FrameResult, frames: int = 1) -> None:
         """Count frames by what became of them."""

@@ -25,7 +25,7 @@ class CallParameters(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     consent: Consent = Consent()
     resume_token: str | None = None
-    """Accepted and, in this version, without effect: every call is a new one."""
+    """Names a lost call to go on with. The other wishes are then those it began with."""
 
 
 def read_parameters(query: Mapping[str, str], recommended: SamplingParams | None = None) -> CallParameters:

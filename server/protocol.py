@@ -54,6 +54,12 @@ class CloseCode(IntEnum):
     TOO_BIG = 1009
     INTERNAL_ERROR = 1011
     BAD_REQUEST = 4400
+    TIMED_OUT = 4408
+    """The call, or the caller's silence, lasted longer than the server allows."""
+    TAKEN_OVER = 4409
+    """The call goes on over another connection, which showed its resume token."""
+    GONE = 4410
+    """The resume token is that of no call that can be resumed: call again without it."""
     FULL = 4429
 
 
@@ -72,7 +78,9 @@ class SessionStart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
     """Server, right after the handshake.
 
     `sample_rate` is that of the wire in Hz, whatever the model uses inside. `max_speed` is how many times
-    real time the server lets this caller send.
+    real time the server lets this caller send. Who loses the connection may call again with `resume_token` as a
+    query parameter and goes on with the same conversation; each token can be used once, and the next session message
+    brings another. None when the server keeps no lost calls.
     """
 
     id: str
@@ -85,10 +93,13 @@ class SessionStart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
 
 
 class QueuePosition(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="queue"):
-    """Server, while a caller waits. `position` counts from 1; `eta_s` is an estimate in seconds."""
+    """Server, while a caller waits. `position` counts from 1.
+
+    `eta_s` is an estimate in seconds from how long calls have lasted; None while too few have ended to tell.
+    """
 
     position: int
-    eta_s: float
+    eta_s: float | None = None
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="stats"):

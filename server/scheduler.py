@@ -1,8 +1,8 @@
-"""All callers' frames through one engine: the tick.
+"""All callers' frames through one engine: the thread that ticks, and its hand-overs to the event loop.
 
 The scheduler owns the engine and the thread it runs in. The event loop asks it to open and close slots and wakes
-it when a frame is in an inbox; replies go back to the event loop, one hand-over per step. It knows nothing of
-sockets, queues or Opus, and it never waits for any of them.
+it when a frame is in an inbox; replies go back to the event loop by way of the encoding thread, one hand-over per
+step. It knows nothing of sockets or queues, and it never waits for either.
 
 A step begins as soon as any open slot has a frame, and takes one frame from every slot that has one. Frames that
 arrive during a step share the next (docs/decisions/0004-step-as-soon-as-there-is-a-frame.md).
@@ -21,23 +21,26 @@ from enum import StrEnum
 from typing import Final
 
 import msgspec
-import numpy as np
 
-from server.boxes import HeardFrame, Reply
-from server.engine import Engine, FrameOutput, StageSeconds
-from server.errors import CheckpointError, DuologueError, ServerFailedError
+from server.capacity import Capacity, Limits, callers_on_time, fit_steps, load_wide
+from server.encoding import EncodedStep, EncodingThread
+from server.engine import Engine
+from server.errors import CheckpointError, DuologueError, FaultError, ServerFailedError
 from server.metrics import Metrics, Stage
+from server.protocol import FRAME_MS
+from server.rehearsal import rehearse
 from server.session import ModelInfo, Session
 from server.sound import OPUS_RATES_HZ
+from server.tick import Rows
 
 __all__ = ["Health", "Scheduler"]
 
 log = logging.getLogger(__name__)
 
 _STOP_S: Final = 10.0
+_FRAME_S: Final = FRAME_MS / 1000
 
 _Command = Callable[[], None]
-_Taken = list[tuple[int, Session, HeardFrame]]
 
 
 class Health(StrEnum):
@@ -52,21 +55,34 @@ class Health(StrEnum):
 class Scheduler:
     """One engine, its thread, and the sessions in its slots.
 
-    `load` runs in the thread. `on_health` runs on the event loop whenever `health` has changed.
+    `load` makes an engine with so many slots, in the thread; how many depends on `limits` and on what is measured.
+    `on_health` runs on the event loop whenever `health` has changed, and `on_answers` at every step with the number
+    of answers and how many of them the server itself made late.
     """
 
-    def __init__(self, *, load: Callable[[], Engine], metrics: Metrics, on_health: Callable[[Health], None]) -> None:
+    def __init__(
+        self,
+        *,
+        load: Callable[[int], Engine],
+        limits: Limits,
+        metrics: Metrics,
+        on_health: Callable[[Health], None],
+        on_answers: Callable[[int, int], None],
+    ) -> None:
         self.health = Health.LOADING
         self.model: ModelInfo | None = None
+        self.capacity: Capacity | None = None
         self.problem = ""
         self._load = load
+        self._limits = limits
         self._metrics = metrics
         self._on_health = on_health
+        self._on_answers = on_answers
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stopping = False
-        self._rows: dict[int, Session] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._encoding = EncodingThread(lambda step: self._post(lambda: self._deliver(step)))
         self._thread = threading.Thread(target=self._run, name="duologue-tick", daemon=True)
 
     def start(self) -> None:
@@ -80,6 +96,7 @@ class Scheduler:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(_STOP_S)
+        self._encoding.stop()
 
     def wake(self) -> None:
         """Say that a frame is in an inbox. Never blocks."""
@@ -88,7 +105,7 @@ class Scheduler:
     async def open(self, session: Session, slot: int) -> None:
         """Start a conversation in a slot; its frames are taken from then on.
 
-        Raises `ServerFailedError` when the engine has failed.
+        Raises `FaultError` when the engine could not, `ServerFailedError` when it has failed for good.
         """
         opened: Future[None] = Future()
         self._command(lambda: self._open(session, slot, opened))
@@ -108,12 +125,11 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
-            self._engine = self._load()
-            self._prepare(self._engine)
+            self._prepare()
             while not self._stopping:
                 self._obey()
-                if (wait_s := self._tick()) != 0.0:
-                    self._wake.wait(wait_s)
+                if not self._tick():
+                    self._wake.wait(self._rows.wait_s())
                     self._wake.clear()
             self._obey()
         except DuologueError as problem:
@@ -122,26 +138,27 @@ class Scheduler:
             log.exception("the engine has failed")
             self._fail(f"{type(problem).__name__}: {problem}")
 
-    def _prepare(self, engine: Engine) -> None:
-        if engine.sample_rate not in OPUS_RATES_HZ:
-            raise CheckpointError(
-                engine.checkpoint,
-                got=f"a codec at {engine.sample_rate} Hz",
-                expected=f"one of {', '.join(map(str, OPUS_RATES_HZ))} Hz, the rates of Opus",
-                remedy="choose another checkpoint",
-            )
-        engine.warm_up()
-        self._pcm = np.zeros((engine.slots, engine.frame_size), np.float32)
-        self._active = np.zeros(engine.slots, np.bool_)
-        self._frame_s = 1.0 / engine.frame_rate
-        self.model = _describe(engine)
+    def _prepare(self) -> None:
+        """Load the engine and find out what it can hold: about a second of the start goes into the latter."""
+        self._engine, step_s = load_wide(lambda slots: _checked(self._load(slots)), self._limits, frame_s=_FRAME_S)
+        model = _describe(self._engine)
+        caller = rehearse(model)
+        measured = callers_on_time(fit_steps(step_s), caller, frame_s=model.frame_s, at_most=model.slots)
+        self.capacity = Capacity(
+            callers=self._limits.slots or max(1, measured),
+            measured=measured,
+            slots=model.slots,
+            step_s=step_s,
+            caller=caller,
+        )
+        self._rows = Rows(self._engine)
+        self.model = model
         _spare_collector()
         self._tell(Health.READY)
 
     def _fail(self, problem: str) -> None:
         self.problem = problem
         self._stopping = True
-        self._rows.clear()
         self._tell(Health.FAILED)
         self._obey()
 
@@ -168,66 +185,57 @@ class Scheduler:
             return
         parameters = session.parameters
         try:
-            self._engine.open(slot, parameters.sampling, seed=parameters.seed)
+            well = self._rows.open(session, slot, parameters.sampling, parameters.seed)
         except Exception:
             opened.set_exception(ServerFailedError())
             raise
-        self._rows[slot] = session
-        opened.set_result(None)
+        if well:
+            opened.set_result(None)
+        else:
+            opened.set_exception(FaultError())
 
     def _close(self, session: Session, slot: int) -> None:
-        if self._rows.get(slot) is session and self.health is not Health.FAILED:
-            del self._rows[slot]
-            self._engine.close(slot)
+        if self.health is not Health.FAILED:
+            self._rows.close(session, slot)
 
-    def _tick(self) -> float | None:
-        """Step once if anybody has a frame: 0. Otherwise seconds until somebody may be served, None for unknown."""
-        began_at = time.monotonic()
-        taken = self._take(began_at)
-        if not taken:
-            waits = [wait for session in self._rows.values() if (wait := session.inbox.wait_s(began_at)) is not None]
-            return min(waits, default=None)
-        out = self._engine.step(self._pcm, self._active)
-        self._hand_over(taken, out, began_at, time.monotonic())
-        return 0.0
+    def _tick(self) -> bool:
+        """Step once if anybody has a frame, and hand over what came of it. Returns whether anybody had one."""
+        tick = self._rows.tick()
+        if tick is None:
+            return False
+        for step in tick.steps:
+            self._encoding.put(step)
+        for session in tick.faulty:
+            self._post(session.endings.fail)
+        return True
 
-    def _take(self, now: float) -> _Taken:
-        taken: _Taken = []
-        self._active[:] = False
-        for slot, session in self._rows.items():
-            if (frame := session.inbox.take(now)) is not None:
-                self._pcm[slot] = frame.pcm
-                self._active[slot] = True
-                taken.append((slot, session, frame))
-        return taken
-
-    def _hand_over(self, taken: _Taken, out: FrameOutput, began_at: float, stepped_at: float) -> None:
-        text, pcm, damaged = out.text.tolist(), out.pcm.numpy(), sum(out.damaged.tolist())
-        replies = [
-            (
-                session,
-                Reply(
-                    pcm=pcm[slot] if text[slot] >= 0 else None,
-                    token=text[slot],
-                    heard_at=frame.at,
-                    began_at=began_at,
-                    stepped_at=stepped_at,
-                ),
-            )
-            for slot, session, frame in taken
-        ]
-        self._post(lambda: self._deliver(replies, stepped_at - began_at, out.stages, damaged))
-
-    def _deliver(self, replies: list[tuple[Session, Reply]], step_s: float, stages: StageSeconds, damaged: int) -> None:
+    def _deliver(self, step: EncodedStep) -> None:
         """On the event loop again."""
-        self._metrics.damaged.inc(damaged)
-        self._metrics.observe(Stage.STEP, step_s)
-        for stage, seconds in msgspec.structs.asdict(stages).items():
-            self._metrics.observe(Stage(stage), seconds)
-        if step_s > self._frame_s:
-            self._metrics.overruns.inc()
-        for session, reply in replies:
-            session.take_reply(reply)
+        assert self.model is not None, "it is described before the first step"
+        metrics = self._metrics
+        metrics.damaged.inc(step.damaged)
+        metrics.observe(Stage.STEP, step.step_s)
+        for stage, seconds in msgspec.structs.asdict(step.stages).items():
+            metrics.observe(Stage(stage), seconds)
+        if step.step_s > self.model.frame_s:
+            metrics.overruns.inc()
+        now, late = time.monotonic(), 0
+        for encoded in step.replies:
+            encoded.session.take_reply(encoded.reply, encoded.encoder)
+            late += now - encoded.reply.due_at > self.model.frame_s
+        self._on_answers(len(step.replies), late)
+
+
+def _checked(engine: Engine) -> Engine:
+    """Raise `CheckpointError` for an engine whose sound cannot be carried."""
+    if engine.sample_rate not in OPUS_RATES_HZ:
+        raise CheckpointError(
+            engine.checkpoint,
+            got=f"a codec at {engine.sample_rate} Hz",
+            expected=f"one of {', '.join(map(str, OPUS_RATES_HZ))} Hz, the rates of Opus",
+            remedy="choose another checkpoint",
+        )
+    return engine
 
 
 def _spare_collector() -> None:

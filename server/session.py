@@ -1,7 +1,8 @@
 """One caller: from the socket to the inbox, and from the outbox to the socket.
 
-This file owns a call's stream of messages in both directions. It knows nothing of slots, other callers or the
-engine; the scheduler takes from the inbox and puts into the outbox.
+This file owns a call's stream of messages in both directions. A call can outlive its socket: `attach` makes it
+ready for another. It knows nothing of slots, other callers or the engine; the scheduler takes from the inbox and
+puts into the outbox.
 """
 
 import asyncio
@@ -9,7 +10,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,11 +18,13 @@ import msgspec
 from server import protocol
 from server.boxes import HeardFrame, Inbox, Outbox, Reply
 from server.config import ServerConfig
+from server.endings import Endings
 from server.engine import SamplingParams
 from server.metrics import FrameResult, IgnoredMessage, Metrics, Stage
+from server.ogg import OggWriter
 from server.parameters import CallParameters
 from server.protocol import Consent, ConsentChange, Kind, SessionStart, Stats
-from server.sound import SoundReader, SoundWriter, slices
+from server.sound import PACKET_MS, SoundEncoder, SoundReader, slices
 from server.words import WordReader
 
 __all__ = ["ModelInfo", "Session", "SessionView", "Wire"]
@@ -67,6 +69,10 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     slot: int
     age_s: float
+    parked: bool
+    """Its connection was lost, and its slot waits for the caller to come back."""
+    resumed: int
+    """How often the caller has come back."""
     heard_frames: int
     sent_frames: int
     lag_ms: int
@@ -94,7 +100,6 @@ class Session:
         parameters: CallParameters,
         config: ServerConfig,
         metrics: Metrics,
-        codec_pool: Executor,
         on_frame: Callable[[], None],
     ) -> None:
         self.id = secrets.token_hex(8)
@@ -103,24 +108,39 @@ class Session:
         self.inbox = Inbox(limit=model.frames(config.inbox_ms), max_speed=config.max_speed, frame_s=model.frame_s)
         self.outbox = Outbox(limit=model.frames(config.outbox_ms))
         self.slot: int | None = None
+        self.encoder: SoundEncoder | None = None
+        """Of the stream to the present socket; None while there is none. The encoding thread uses it."""
+        self.endings = Endings(max_session_s=config.max_session_s, idle_s=config.idle_s)
         self._model = model
         self._config = config
         self._metrics = metrics
-        self._codec_pool = codec_pool
         self._on_frame = on_frame
-        self._reader = SoundReader(sample_rate=model.sample_rate, frame_size=model.frame_size)
-        self._writer = SoundWriter(sample_rate=model.sample_rate)
         self._words = WordReader(model.tokenizer, silent=model.silent_tokens)
-        self._started_at = 0.0
+        self._sockets = 0
         self._heard_frames = 0
         self._sent_frames = 0
         self._told = (0, 0)
         self._told_at = 0.0
+        self.attach()
+
+    def attach(self) -> None:
+        """Make ready for a socket, the first or another: streams begin anew in both directions."""
+        self._sockets += 1
+        self.encoder = SoundEncoder(sample_rate=self._model.sample_rate)
+        self._ogg = OggWriter(head=self.encoder.head, packet_ms=PACKET_MS)
+        self._reader = SoundReader(sample_rate=self._model.sample_rate, frame_size=self._model.frame_size)
+        self.endings.heard()
+
+    def detach(self) -> None:
+        """Do without a socket: until there is another nothing is encoded, and of what waits only the text is kept."""
+        self.encoder = None
+        if lost := self.outbox.mute():
+            self._metrics.count_frames(FrameResult.DROPPED, lost)
 
     def start(self, slot: int) -> None:
         """From now on what the caller says is heard. What was said while waiting is forgotten."""
         self.slot = slot
-        self._started_at = time.monotonic()
+        self.endings.start()
         self._reader.forget()
 
     async def listen(self, wire: Wire) -> None:
@@ -137,10 +157,10 @@ class Session:
             elif kind is not Kind.PING:
                 self._ignore(IgnoredMessage.KIND if message else IgnoredMessage.EMPTY)
 
-    async def speak(self, wire: Wire) -> None:
+    async def speak(self, wire: Wire, *, resume_token: str | None) -> None:
         """Greet, then send what the outbox gives, for ever. Raises `ConnectionError`."""
         await wire.send(protocol.HANDSHAKE)
-        await wire.send(protocol.metadata(self._greeting()))
+        await wire.send(protocol.metadata(self._greeting(resume_token)))
         while True:
             reply = await self.outbox.get(self._patience_s())
             if self._stats_due():
@@ -150,9 +170,13 @@ class Session:
             if reply is not None:
                 await self._send(wire, reply)
 
-    def take_reply(self, reply: Reply) -> None:
-        """Put a reply into the outbox, on the event loop."""
+    def take_reply(self, reply: Reply, encoder: SoundEncoder | None) -> None:
+        """Put a reply into the outbox, on the event loop. Sound for a socket that is gone is dropped."""
         self._heard_frames += 1
+        if reply.sound and encoder is not self.encoder:
+            reply = msgspec.structs.replace(reply, sound=())
+        if reply.sound:
+            self._metrics.observe(Stage.OPUS_ENCODE, reply.encode_s)
         self._metrics.observe(Stage.INGEST, reply.began_at - reply.heard_at)
         if lost := self.outbox.put(reply):
             self._metrics.count_frames(FrameResult.DROPPED, lost)
@@ -163,7 +187,9 @@ class Session:
         return SessionView(
             id=self.id,
             slot=-1 if self.slot is None else self.slot,
-            age_s=round(time.monotonic() - self._started_at, 1),
+            age_s=round(self.endings.age_s, 1),
+            parked=self.encoder is None,
+            resumed=self._sockets - 1,
             heard_frames=self._heard_frames,
             sent_frames=self._sent_frames,
             lag_ms=stats.lag_ms,
@@ -173,10 +199,15 @@ class Session:
 
     async def _hear(self, ogg: bytes) -> None:
         """Decode on the event loop (about 0.1 ms for a frame), making room for others in a long message."""
+        self.endings.heard()
         for piece in slices(ogg):
-            for pcm in self._reader.feed(piece):
-                if self.slot is not None:
-                    self._queue_frame(HeardFrame(pcm=pcm, at=time.monotonic()))
+            began_at = time.monotonic()
+            frames = list(self._reader.feed(piece))
+            now = time.monotonic()
+            self._metrics.observe(Stage.OPUS_DECODE, now - began_at)
+            if self.slot is not None:
+                for pcm in frames:
+                    self._queue_frame(HeardFrame(pcm=pcm, at=now))
             if len(ogg) > len(piece):
                 await asyncio.sleep(0)
 
@@ -197,11 +228,9 @@ class Session:
         log.debug("call %s: ignored a message (%s)", self.id, kind)
 
     async def _send(self, wire: Wire, reply: Reply) -> None:
-        if reply.pcm is not None:
-            loop = asyncio.get_running_loop()
-            ogg = await loop.run_in_executor(self._codec_pool, self._writer.write, reply.pcm)
+        if reply.sound:
             self._measure(reply)
-            await wire.send(protocol.audio(ogg))
+            await wire.send(protocol.audio(self._ogg.write(reply.sound)))
         if words := self._words.read(reply.token):
             await wire.send(protocol.text(words))
 
@@ -213,11 +242,12 @@ class Session:
         self._metrics.observe(Stage.TOTAL, total_s)
         self._metrics.count_frames(FrameResult.ON_TIME if total_s <= self._model.frame_s else FrameResult.LATE)
 
-    def _greeting(self) -> SessionStart:
+    def _greeting(self, resume_token: str | None) -> SessionStart:
         return SessionStart(
             id=self.id,
             frame_ms=round(1000 * self._model.frame_s),
             max_speed=self._config.max_speed,
+            resume_token=resume_token,
             consent=self.consent,
         )
 

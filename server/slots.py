@@ -11,8 +11,11 @@ from server.errors import FullError, RefusalError
 
 __all__ = ["SlotQueue", "Ticket"]
 
-_FIRST_GUESS_S: Final = 60.0
+_ENOUGH_CALLS: Final = 3
+"""So many must have ended before their mean is an estimate."""
 _NEWEST_WEIGHT: Final = 0.2
+_LEAST_LEFT: Final = 0.25
+"""A call that has lasted longer than the mean will go on, for all one knows; this share of the mean, let us say."""
 
 
 class Ticket:
@@ -41,7 +44,10 @@ class Ticket:
 
 
 class SlotQueue:
-    """Slots `0 .. slots - 1` and at most `max_waiting` callers behind them."""
+    """Slots `0 .. slots - 1` and at most `max_waiting` callers behind them, in order of arrival.
+
+    Nobody is passed over, and no slot is idle while somebody waits, unless `hold` says that nobody is to be admitted.
+    """
 
     def __init__(self, *, slots: int, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.slots = slots
@@ -50,7 +56,9 @@ class SlotQueue:
         self._free = list(range(slots))
         self._waiting: deque[Ticket] = deque()
         self._since: dict[Ticket, float] = {}
-        self._mean_call_s = _FIRST_GUESS_S
+        self._held = False
+        self._ended_calls = 0
+        self._mean_call_s = 0.0
 
     @property
     def busy(self) -> int:
@@ -62,10 +70,15 @@ class SlotQueue:
         """Callers without a slot."""
         return len(self._waiting)
 
+    @property
+    def short_of_slots(self) -> bool:
+        """Whether the next caller would wait for a slot, and for nothing else."""
+        return not self._free and not self._held
+
     def join(self) -> Ticket:
         """Take a free slot or the last place in the queue. Raises `FullError` when there is neither."""
         ticket = Ticket()
-        if self._free:
+        if self._free and not self._held:
             self._seat(ticket)
         elif len(self._waiting) < self._max_waiting:
             self._waiting.append(ticket)
@@ -77,26 +90,34 @@ class SlotQueue:
         """Give up a slot or a place in the queue. Doing it twice does nothing more."""
         since = self._since.pop(ticket, None)
         if since is not None and ticket.slot is not None:
-            self._mean_call_s += _NEWEST_WEIGHT * (self._clock() - since - self._mean_call_s)
+            self._learn(self._clock() - since)
             heapq.heappush(self._free, ticket.slot)
-            if self._waiting:
-                self._seat(self._waiting.popleft())
         elif ticket in self._waiting:
             self._waiting.remove(ticket)
         else:
             return
-        self._tell_waiting()
+        self._seat_waiting()
+
+    def hold(self, held: bool) -> None:
+        """Give out no slot while held; afterwards those who waited have theirs first."""
+        self._held = held
+        self._seat_waiting()
 
     def position(self, ticket: Ticket) -> int:
         """Place in the queue, from 1."""
         return self._waiting.index(ticket) + 1
 
-    def eta_s(self, position: int) -> float:
-        """Guess when this place gets a slot, in seconds, from how long calls have lasted so far."""
-        now = self._clock()
-        left = sorted(max(1.0, self._mean_call_s - (now - since)) for since in self._since.values())
+    def eta_s(self, position: int) -> float | None:
+        """Estimate when this place gets a slot, in seconds, from how long calls have lasted so far.
+
+        None while there is nothing to tell it from: too few calls have ended, or nobody is admitted.
+        """
+        if self._held or self._ended_calls < _ENOUGH_CALLS or not self._since:
+            return None
+        now, mean_s = self._clock(), self._mean_call_s
+        left = sorted(max(_LEAST_LEFT * mean_s, mean_s - (now - since)) for since in self._since.values())
         rounds, place = divmod(position - 1, self.slots)
-        return round(left[min(place, len(left) - 1)] + rounds * self._mean_call_s, 1)
+        return round(left[min(place, len(left) - 1)] + rounds * mean_s, 1)
 
     def refuse_waiting(self, refusal: RefusalError) -> None:
         """Send everybody in the queue away."""
@@ -109,6 +130,13 @@ class SlotQueue:
         self._since[ticket] = self._clock()
         ticket.changed.set()
 
-    def _tell_waiting(self) -> None:
+    def _seat_waiting(self) -> None:
+        while self._free and self._waiting and not self._held:
+            self._seat(self._waiting.popleft())
         for ticket in self._waiting:
             ticket.changed.set()
+
+    def _learn(self, call_s: float) -> None:
+        self._ended_calls += 1
+        weight = max(_NEWEST_WEIGHT, 1 / self._ended_calls)
+        self._mean_call_s += weight * (call_s - self._mean_call_s)

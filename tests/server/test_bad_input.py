@@ -192,10 +192,11 @@ async def test_a_loss_is_told_even_if_nothing_comes_after_it(tiny: Path) -> None
 
 def _lose_some(live: LiveServer) -> int:
     """Answer the only caller faster than any socket takes it. Returns the milliseconds lost in all."""
-    (session,) = live.server.desk._calls
-    now = time.monotonic()
+    (call,) = live.server.desk._calls
+    session, now = call.session, time.monotonic()
     for _ in range(10):
-        session.take_reply(Reply(pcm=np.zeros(1280, np.float32), token=3, heard_at=now, began_at=now, stepped_at=now))
+        reply = Reply(sound=(b"packet",), token=3, heard_at=now, due_at=now, began_at=now, stepped_at=now)
+        session.take_reply(reply, session.encoder)
     assert session.outbox.dropped
     return session.outbox.dropped * 80
 
@@ -259,8 +260,8 @@ async def test_a_client_that_resets_right_after_its_request_is_not_served(
             await lose_the_caller(request)
         return writer
 
-    monkeypatch.setattr(web.WebSocketResponse, "prepare", prepare)
     async with serving(tiny) as live:
+        monkeypatch.setattr(web.WebSocketResponse, "prepare", prepare)
         _, writer = await _asked_by_hand(live)
         callers.append(writer)
         await until(lambda: not callers)

@@ -19,8 +19,8 @@ def heard(number: int) -> HeardFrame:
 
 
 def reply(number: int, *, sound: bool = True) -> Reply:
-    pcm = np.full(4, number, np.float32) if sound else None
-    return Reply(pcm=pcm, token=number, heard_at=0.0, began_at=0.0, stepped_at=0.0)
+    packets = (b"packet",) if sound else ()
+    return Reply(sound=packets, token=number, heard_at=0.0, due_at=0.0, began_at=0.0, stepped_at=0.0)
 
 
 @given(moves=st.lists(st.sampled_from(["put", "take"]), max_size=200), limit=st.integers(2, 30))
@@ -74,6 +74,34 @@ def test_real_time_is_always_allowed() -> None:
     assert inbox.wait_s(1000.0) is None
 
 
+def test_a_frame_is_due_when_it_is_there_its_caller_may_and_the_one_before_is_taken() -> None:
+    """What it waits after that is the server's doing."""
+    inbox = Inbox(limit=50, max_speed=1.0, frame_s=FRAME_S)
+    for _ in range(6):
+        inbox.put(HeardFrame(pcm=np.zeros(4, np.float32), at=100.0))
+    due: list[tuple[float, float]] = []
+    now = 100.01
+    while len(due) < 6:
+        if (frame := inbox.take(now)) is not None:
+            due.append((round(frame.due_at, 3), now))
+        now = round(now + 0.01, 3)
+    burst, paced = due[:4], due[4:]
+    assert burst == [(100.0, 100.01), (100.01, 100.02), (100.02, 100.03), (100.03, 100.04)]
+    assert paced == [(100.09, 100.1), (100.17, 100.18)], "a flood waits for itself"
+
+
+def test_a_frame_that_the_server_lets_wait_is_overdue() -> None:
+    inbox = Inbox(limit=50, max_speed=1.0, frame_s=FRAME_S)
+    for number in range(10):
+        inbox.put(HeardFrame(pcm=np.zeros(4, np.float32), at=100.0 + number * FRAME_S))
+    now = 100.0
+    for _ in range(8):
+        now += 0.12
+        frame = inbox.take(now)
+        assert frame is not None
+        assert now - frame.due_at >= 0.119
+
+
 def test_two_threads_lose_nothing_unaccounted() -> None:
     inbox = Inbox(limit=50, max_speed=1e9, frame_s=FRAME_S)
     total = 20_000
@@ -105,12 +133,12 @@ async def test_an_outbox_drops_the_oldest_sound_and_keeps_the_text(limit: int) -
     assert sum(lost) == outbox.dropped == 10 - limit
     out = await drain(outbox)
     assert [one.token for one in out] == list(range(10)), "every piece of text, in order"
-    assert [one.token for one in out if one.pcm is not None] == list(range(10 - limit, 10)), "the newest sound"
+    assert [one.token for one in out if one.sound] == list(range(10 - limit, 10)), "the newest sound"
     assert len(outbox) == 0
 
 
 @given(
-    moves=st.lists(st.sampled_from(["sound", "text", "get"]), max_size=200),
+    moves=st.lists(st.sampled_from(["sound", "text", "get", "get", "sound", "mute"]), max_size=200),
     limit=st.integers(1, 5),
     often=st.integers(1, 20),
 )
@@ -118,7 +146,10 @@ async def test_an_outbox_is_a_list_with_the_oldest_sound_dropped(moves: list[str
     """Compared with a plain list that is searched from its beginning every time."""
     outbox, plain = Outbox(limit=limit), list[list[int | bool]]()
     for number, move in enumerate(moves * often):
-        if move != "get":
+        if move == "mute":
+            assert outbox.mute() == sum(sound for _, sound in plain)
+            plain = [[token, False] for token, _ in plain]
+        elif move != "get":
             outbox.put(reply(number, sound=move == "sound"))
             plain.append([number, move == "sound"])
             if sum(sound for _, sound in plain) > limit:
@@ -126,7 +157,7 @@ async def test_an_outbox_is_a_list_with_the_oldest_sound_dropped(moves: list[str
         elif plain:
             one = await outbox.get(1)
             assert one is not None
-            assert [one.token, one.pcm is not None] == plain.pop(0)
+            assert [one.token, bool(one.sound)] == plain.pop(0)
         assert len(outbox) == sum(sound for _, sound in plain)
 
 

@@ -36,6 +36,9 @@ def test_the_settings_and_their_defaults_are_frozen() -> None:
         "outbox_ms": 2000,
         "max_speed": 2.0,
         "stats_interval_s": 1.0,
+        "resume_grace_s": 30.0,
+        "idle_s": 60.0,
+        "max_session_s": 3600.0,
         "drain_s": 30.0,
     }
 
@@ -73,6 +76,10 @@ def test_every_field_can_come_from_the_environment(field: str) -> None:
         ("max_speed", "nan"),
         ("log_level", "loud"),
         ("max_message_bytes", "1"),
+        ("resume_grace_s", "-1"),
+        ("resume_grace_s", "601"),
+        ("idle_s", "0"),
+        ("max_session_s", "0"),
         ("drain_s", "-1"),
     ],
 )

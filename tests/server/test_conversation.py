@@ -95,12 +95,12 @@ async def test_two_callers_are_served_at_once_each_with_its_own_words(tiny: Path
 
 
 async def test_a_call_needs_nothing_but_sound_and_consent_may_change(tiny: Path) -> None:
-    async with serving(tiny) as live, calling(live.url, "?consent=keep,train&resume_token=abc") as caller:
+    async with serving(tiny) as live, calling(live.url, "?consent=keep,train") as caller:
         await caller.greeted()
         assert caller.session["consent"] == {"keep": True, "train": True}
         await caller.send(4, b'{"type":"consent","keep":true,"train":false,"from_the_future":1}')
         await caller.talk(voice(2))
-        assert [session.consent for session in live.server.desk._calls] == [Consent(keep=True, train=False)]
+        assert [call.session.consent for call in live.server.desk._calls] == [Consent(keep=True, train=False)]
 
 
 async def test_a_client_that_stays_silent_is_kept_alive(tiny: Path) -> None:
@@ -117,13 +117,14 @@ async def test_at_24_khz_too(tiny_24k: Path) -> None:
 
 async def test_the_log_holds_nothing_of_what_was_said(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "server")
-    async with serving(tiny) as live, calling(live.url, "?worker_auth_id=secret&resume_token=token") as caller:
+    async with serving(tiny) as live, calling(live.url, "?worker_auth_id=secret") as caller:
         await caller.greeted()
         await caller.socket.send("a text frame")
         await caller.talk(voice(12))
         words = [body.decode().strip() for body in caller.bodies(2)]
         identity = caller.session["id"]
     said = [record.getMessage().replace(identity, "") for record in caplog.records if record.name.startswith("server")]
+    assert said.pop(0).startswith("this machine holds ")
     assert said == [
         f"ready: {tiny} on cpu, 2 slots",
         "call  has slot 0",
@@ -151,6 +152,7 @@ async def test_metrics_follow_a_conversation(tiny: Path) -> None:
             "temporal": 10,
             "depth": 10,
             "decode": 10,
+            "opus_encode": 9,
             "emit": 9,
             "total": 9,
         }

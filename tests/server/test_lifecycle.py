@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from server.errors import DrainingError, GoingAwayError, RefusalError, ServerFai
 from server.metrics import EndReason
 from server.session import ModelInfo
 from server.wire import ChatSocket
-from tests.server.caller import calling, voice
+from tests.server.caller import Caller, calling, voice
 from tests.server.live import LiveServer, serving, until
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ async def test_health_and_info_of_a_ready_server(tiny: Path) -> None:
         assert status == 200
         assert info["model"] == {"checkpoint": tiny.name, "device": "cpu"}
         assert str(tiny.parent) not in body, "where it lies is the operator's business"
-        assert info["slots"] == {"total": 3, "busy": 0, "waiting": 0}
+        assert info["slots"] == {"total": 3, "busy": 0, "parked": 0, "waiting": 0}
         assert (info["adapter"], info["sample_rate"], info["frame_ms"]) == (None, 24000, 80)
         assert info["model_sample_rate"] == 16000
         assert {"duologue", "moshi", "torch", "sphn", "aiohttp", "python"} <= set(info["versions"])
@@ -98,27 +98,44 @@ async def test_the_port_is_open_and_callers_are_told_while_the_model_loads(tiny:
 
 
 class BreaksLater(Engine):
-    """A real engine that fails at its tenth frame after the warm-up."""
+    """A real engine that raises at every step once it is `broken`."""
 
-    steps = 0
+    broken = False
 
     def step(self, pcm: Any, active: Any) -> FrameOutput:
-        if len(self.open_slots) < self.slots:
-            self.steps += 1
-            if self.steps == 10:
-                raise RuntimeError("out of memory")
+        if BreaksLater.broken:
+            raise RuntimeError("out of memory")
         return super().step(pcm, active)
 
 
-async def test_a_failing_engine_is_told_to_callers_and_ends_the_server(
-    tiny: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with serving(tiny, slots=3, engine=BreaksLater) as live:
-        async with calling(live.url) as caller, calling(live.url) as silent:
-            await asyncio.gather(caller.greeted(), silent.greeted())
-            for frame in voice(12):
-                await caller.send(1, caller.encode(frame))
+@pytest.fixture
+def breaking() -> Iterator[type[BreaksLater]]:
+    yield BreaksLater
+    BreaksLater.broken = False
+
+
+async def _break(live: LiveServer, callers: int = 3) -> list[Caller]:
+    """So many callers, one after the other, say a frame that ends their call. Gives them as they were left."""
+    BreaksLater.broken = True
+    left = []
+    for _ in range(callers):
+        async with calling(live.url) as caller:
+            await caller.greeted()
+            await caller.send(1, caller.encode(voice(1)[0]))
             assert await caller.closed() == 1011
+            left.append(caller)
+    return left
+
+
+async def test_a_failing_engine_is_told_to_callers_and_ends_the_server(
+    tiny: Path, caplog: pytest.LogCaptureFixture, breaking: type[BreaksLater]
+) -> None:
+    async with serving(tiny, slots=3, engine=breaking) as live:
+        async with calling(live.url) as silent:
+            await silent.greeted()
+            first, second, _ = await _break(live)
+            assert "in this call" in first.errors[0]
+            assert "in this call" in second.errors[0]
             assert await silent.closed() == 1011
             assert "model had failed" in silent.errors[0]
         assert await live.running is False, "which becomes exit status 1"
@@ -218,12 +235,12 @@ async def test_the_queue_is_sent_away_even_if_it_does_not_read(tiny: Path) -> No
         assert isinstance(deaf.refusal, DrainingError)
 
 
-async def test_a_failing_engine_does_not_wait_for_a_caller_who_does_not_read(tiny: Path) -> None:
-    async with serving(tiny, slots=3, engine=BreaksLater, drain_s=1000.0) as live:
-        async with _deaf_call(live) as deaf, calling(live.url) as caller:
-            await caller.greeted()
-            for frame in voice(12):
-                await caller.send(1, caller.encode(frame))
+async def test_a_failing_engine_does_not_wait_for_a_caller_who_does_not_read(
+    tiny: Path, breaking: type[BreaksLater]
+) -> None:
+    async with serving(tiny, slots=3, engine=breaking, drain_s=1000.0) as live:
+        async with _deaf_call(live) as deaf:
+            await _break(live)
             assert await asyncio.wait_for(live.running, 5) is False
         assert isinstance(deaf.refusal, ServerFailedError)
 

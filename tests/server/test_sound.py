@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import AudioFormatError
-from server.sound import OPUS_RATES_HZ, Frame, Resampler, SoundReader, SoundWriter, slices
+from server.ogg import OggWriter
+from server.sound import OPUS_RATES_HZ, PACKET_MS, Frame, Resampler, SoundEncoder, SoundReader, slices
 from tests.server.caller import voice
 from tests.server.ogg import page, pages
 
@@ -31,6 +32,17 @@ def loudest_hertz(sound: Frame, rate: int) -> float:
 
 def read(reader: SoundReader, ogg: bytes) -> list[Frame]:
     return [frame for piece in slices(ogg) for frame in reader.feed(piece)]
+
+
+class SoundWriter:
+    """What a session sends: the encoder's packets in the stream's pages."""
+
+    def __init__(self, *, sample_rate: int) -> None:
+        self._encoder = SoundEncoder(sample_rate=sample_rate)
+        self._ogg = OggWriter(head=self._encoder.head, packet_ms=PACKET_MS)
+
+    def write(self, frame: Frame) -> bytes:
+        return self._ogg.write(self._encoder.encode(frame))
 
 
 @pytest.mark.parametrize("written", OPUS_RATES_HZ)

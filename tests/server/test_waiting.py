@@ -18,7 +18,7 @@ async def test_a_second_caller_waits_and_is_then_served(tiny: Path) -> None:
         async with calling(live.url) as second:
             await second.until(lambda: second.messages.count((6, b"")) >= 3)
             assert _positions(second) == [1]
-            assert all(note["eta_s"] > 0 for note in second.notes)
+            assert all(note["eta_s"] is None for note in second.notes), "no call has ended yet: nobody knows"
             assert (0, b"") not in second.messages, "the handshake says that a slot is ready"
             assert live.count("duologue_sessions_waiting") == 1
             await first.talk(voice(3), answers=3)
@@ -28,6 +28,20 @@ async def test_a_second_caller_waits_and_is_then_served(tiny: Path) -> None:
             assert set(kinds[: kinds.index(0)]) == {4, 6}
             assert kinds[kinds.index(0) + 1] == 4
             await second.talk(voice(3))
+
+
+async def test_a_waiting_caller_is_told_how_long_from_the_calls_that_have_ended(tiny: Path) -> None:
+    async with serving(tiny, slots=1) as live:
+        for _ in range(3):
+            async with calling(live.url) as caller:
+                await caller.greeted()
+                await caller.talk(voice(2))
+            await live.empty()
+        async with calling(live.url) as first:
+            await first.greeted()
+            async with calling(live.url) as second:
+                await second.until(lambda: bool(second.notes))
+                assert 0 <= second.notes[0]["eta_s"] < 60
 
 
 async def test_what_a_waiting_caller_said_is_forgotten_but_its_stream_goes_on(tiny: Path) -> None:

@@ -1,0 +1,165 @@
+"""One tick: a frame from every caller who has one, one step of the engine, and whose fault it is when that raises.
+
+Runs in the tick thread. It knows the engine and the callers' inboxes; threads, commands and the event loop are
+`scheduler`'s business.
+"""
+
+import contextlib
+import logging
+import time
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from server.boxes import DueFrame
+from server.engine import Engine, FrameOutput, SamplingParams, StageSeconds
+from server.session import Session
+from server.sound import Frame
+
+__all__ = ["Answer", "Rows", "Step", "Tick"]
+
+log = logging.getLogger(__name__)
+
+_FATAL_FAULTS: Final = 3
+
+_Taken = dict[int, tuple[Session, DueFrame]]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What a step gave to one caller."""
+
+    session: Session
+    frame: DueFrame
+    pcm: Frame | None
+    """None while nothing is out yet."""
+    token: int
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One step of the engine. Times are monotonic seconds."""
+
+    answers: list[Answer]
+    began_at: float
+    stepped_at: float
+    stages: StageSeconds
+    damaged: int
+    """Frames that were not sound and were heard as silence."""
+
+
+class Tick(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What came of one tick: one step, or one for each row after a fault, and the callers whose calls are over."""
+
+    steps: list[Step]
+    faulty: list[Session]
+
+
+class Rows:
+    """The engine's slots and who talks in them.
+
+    An exception ends the calls that cause it and no others: the rows of that tick are stepped again one by one, and
+    those that raise again are closed. When that is every row of `_FATAL_FAULTS` ticks in a row, the engine is broken.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sessions: dict[int, Session] = {}
+        self._pcm = np.zeros((engine.slots, engine.frame_size), np.float32)
+        self._active = np.zeros(engine.slots, np.bool_)
+        self._faults = 0
+
+    def open(self, session: Session, slot: int, sampling: SamplingParams, seed: int | None) -> bool:
+        """Start a conversation in a slot. Returns whether the engine could; raises when it is broken."""
+        try:
+            self._engine.open(slot, sampling, seed=seed)
+        except Exception as problem:
+            log.exception("slot %d could not be opened", slot)
+            self._close(slot)
+            self._blame(problem)
+            return False
+        self._sessions[slot] = session
+        return True
+
+    def close(self, session: Session, slot: int) -> None:
+        """End the session's conversation, unless a fault has."""
+        if self._sessions.get(slot) is session:
+            del self._sessions[slot]
+            self._engine.close(slot)
+
+    def wait_s(self) -> float | None:
+        """Seconds until somebody may be served, None for not before another frame arrives."""
+        now = time.monotonic()
+        waits = (session.inbox.wait_s(now) for session in self._sessions.values())
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def tick(self) -> Tick | None:
+        """Step once if anybody has a frame. Raises what the engine raised when it is broken."""
+        taken = self._take(time.monotonic())
+        if not taken:
+            return None
+        try:
+            steps = [self._step(taken)]
+        except Exception as problem:
+            log.exception("a step with %d rows failed; trying them one by one", len(taken))
+            return self._one_by_one(taken, problem)
+        self._faults = 0
+        return Tick(steps=steps, faulty=[])
+
+    def _take(self, now: float) -> _Taken:
+        taken: _Taken = {}
+        for slot, session in self._sessions.items():
+            if (frame := session.inbox.take(now)) is not None:
+                taken[slot] = session, frame
+        return taken
+
+    def _step(self, taken: _Taken) -> Step:
+        began_at = time.monotonic()
+        self._active[:] = False
+        for slot, (_, frame) in taken.items():
+            self._pcm[slot] = frame.pcm
+            self._active[slot] = True
+        out = self._engine.step(self._pcm, self._active)
+        return Step(
+            answers=_answers(taken, out),
+            began_at=began_at,
+            stepped_at=time.monotonic(),
+            stages=out.stages,
+            damaged=sum(out.damaged.tolist()),
+        )
+
+    def _one_by_one(self, taken: _Taken, problem: Exception) -> Tick:
+        steps: list[Step] = []
+        faulty: list[Session] = []
+        for slot, (session, frame) in taken.items():
+            try:
+                steps.append(self._step({slot: (session, frame)}))
+            except Exception:
+                log.exception("slot %d fails alone, too: its call ends", slot)
+                faulty.append(session)
+                del self._sessions[slot]
+                self._close(slot)
+        if steps:
+            self._faults = 0
+        else:
+            self._blame(problem)
+        return Tick(steps=steps, faulty=faulty)
+
+    def _blame(self, problem: Exception) -> None:
+        """Count a fault that nothing worked beside. Raises it when it is one too many."""
+        self._faults += 1
+        if self._faults >= _FATAL_FAULTS:
+            raise problem
+
+    def _close(self, slot: int) -> None:
+        """Close a slot after a fault, in whatever state it is."""
+        with contextlib.suppress(Exception):
+            if slot in self._engine.open_slots:
+                self._engine.close(slot)
+
+
+def _answers(taken: _Taken, out: FrameOutput) -> list[Answer]:
+    text, pcm = out.text.tolist(), out.pcm.numpy()
+    return [
+        Answer(session=session, frame=frame, pcm=pcm[slot] if text[slot] >= 0 else None, token=text[slot])
+        for slot, (session, frame) in taken.items()
+    ]
