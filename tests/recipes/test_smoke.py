@@ -72,7 +72,7 @@ def _engine_steps(checkpoint: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)  # a hundred seconds of two free cores
 def test_every_stage_runs_is_killed_and_goes_on(tmp_path: Path) -> None:
     """Killed while the encoder and then while the language model trains; the third run ends with a checkpoint."""
     before = _repository()
@@ -105,7 +105,7 @@ def test_every_stage_runs_is_killed_and_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)  # a hundred seconds of two free cores
 @pytest.mark.skipif(shutil.which("flite") is None or not SYNTHESIS, reason="needs flite and the recipes extra")
 def test_the_same_with_real_synthesis(tmp_path: Path) -> None:
     """One voice of flite asks and the model's own voice answers, from nothing to figures."""

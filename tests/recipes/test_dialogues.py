@@ -1,0 +1,124 @@
+"""Who says what when, in the conversations that the language model is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from recipes.mini import bank, faults, text, voices, wordings
+from recipes.mini.dialogues import Writer
+from recipes.mini.recordings import spread
+from recipes.mini.stage import Cast, Conversation, Pause, Stage
+from server.engine.checkpoint import MINI
+
+CALLER = "kokoro am_adam"
+WORD_S = 0.25
+
+
+def _store(folder: Path, voice: str, line: dict) -> None:
+    seconds = WORD_S * len(line["text"].split())
+    sound = np.random.default_rng(0).standard_normal(int(seconds * voices.SAMPLE_RATE)).astype(np.float32) * 0.05
+    bank.store(folder, voice, line, sound, *spread(line["text"], seconds))
+
+
+@pytest.fixture(scope="module")
+def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
+    """One caller who can ask everything about a part of the domain, and all of the model's sentences."""
+    folder = tmp_path_factory.mktemp("bank")
+    for sentence in [*wordings.replies(), *faults.wrong_replies()]:
+        _store(folder, voices.MODEL_VOICE, {"text": sentence, "kind": "reply", "reply": "", "category": "reply"})
+    for question in [q for i, q in enumerate(wordings.questions()) if i % 9 == 0 or q.category == "names"]:
+        _store(folder, CALLER, dict(question.__dict__))
+    for hum in wordings.BACKCHANNELS:
+        _store(folder, CALLER, {"text": hum, "kind": "filler", "reply": "", "category": "filler"})
+    return Cast(folder, [CALLER])
+
+
+def _written(cast: Cast, *, fault_rate: float, count: int = 10, frames: int = 500) -> list[Conversation]:
+    tokenizer = sentencepiece.SentencePieceProcessor(str(MINI / "tokenizer.model"))
+    writer = Writer(cast, tokenizer, seed=3, fault_rate=fault_rate)
+    return [writer.conversation(frames) for _ in range(count)]
+
+
+def test_a_seed_gives_the_same_conversations(cast: Cast) -> None:
+    first, second = (_written(cast, fault_rate=0.8, count=3) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert np.array_equal(a.user, b.user)
+        assert np.array_equal(a.text, b.text)
+        assert a.faults == b.faults
+
+
+def test_both_sides_are_as_long_as_asked(cast: Cast) -> None:
+    """Sound of both sides and text have the same frames, up to ninety seconds."""
+    for frames in (250, 1125):
+        talk = _written(cast, fault_rate=0.8, count=1, frames=frames)[0]
+        assert len(talk.user) == len(talk.model) == frames * 1280
+        assert len(talk.text) == frames
+        assert np.abs(talk.user).max() <= 1.0
+
+
+def test_the_model_never_says_two_things_at_once(cast: Cast) -> None:
+    for talk in _written(cast, fault_rate=0.8):
+        ends = 0
+        for spoken in talk.spoken:
+            assert spoken.start >= ends, [(s.sentence, s.start) for s in talk.spoken]
+            ends = spoken.start + len(spoken.sound) // 1280
+
+
+def test_a_clean_model_is_never_wrong_and_never_faulty(cast: Cast) -> None:
+    for talk in _written(cast, fault_rate=0.0):
+        assert not talk.faults
+        assert not {s.sentence for s in talk.spoken} & set(faults.wrong_replies())
+
+
+def test_every_fault_is_in_the_training_data_and_wrong_sentences_come_from_it_alone(cast: Cast) -> None:
+    seen: set[str] = set()
+    for talk in _written(cast, fault_rate=0.8, count=40):
+        seen |= {which for which, _ in talk.faults}
+        wrong = [s for s in talk.spoken if s.sentence in faults.wrong_replies()]
+        assert len(wrong) <= sum(which == "says_wrong" for which, _ in talk.faults)
+    assert seen == {"takes_pause", "talks_on", "stays_silent", "says_wrong"}
+
+
+def test_names_are_remembered(cast: Cast) -> None:
+    """ "Your name is ..." is only said after that name was given."""
+    told = 0
+    for talk in _written(cast, fault_rate=0.8, count=40):
+        known: set[str] = set()
+        for spoken in talk.spoken:
+            if spoken.sentence.startswith("Nice to meet you, "):
+                known.add(spoken.sentence.rstrip(".").split()[-1])
+            if spoken.sentence.startswith("Your name is "):
+                told += 1
+                assert spoken.sentence.rstrip(".").split()[-1] in known
+    assert told
+
+
+def test_a_pause_stands_between_the_words_it_was_put_between(cast: Cast) -> None:
+    """Silence in the sound where the times say so; later words move by as much."""
+    tokenizer = sentencepiece.SentencePieceProcessor(str(MINI / "tokenizer.model"))
+    stage = Stage(cast, tokenizer, frames=100, factor=1.0)
+    question = next(u for us in cast.asked[CALLER].values() for u in us if len(u.words) >= 4)
+    said = stage.say(question, 1.0, ((2, 0.9),))
+    whole = Stage(cast, tokenizer, frames=100, factor=1.0).say(question, 1.0)
+    assert said.end_s == pytest.approx(whole.end_s + 0.9)
+    (pause,) = said.pauses
+    assert isinstance(pause, Pause)
+    assert pause.after == question.words[1][0]
+    assert pause.end_s - pause.start_s == pytest.approx(0.9, abs=0.02)
+    inside = stage.talk.user[int((pause.start_s + 0.02) * 16_000) : int((pause.end_s - 0.02) * 16_000)]
+    assert not inside.any()
+
+
+def test_an_interrupted_reply_ends_where_it_was_told_to(cast: Cast) -> None:
+    tokenizer = sentencepiece.SentencePieceProcessor(str(MINI / "tokenizer.model"))
+    stage = Stage(cast, tokenizer, frames=200, factor=1.0)
+    reply = cast.replies[wordings.TELLINGS["the moon"]]
+    end_s = stage.answer(reply, 1.0, 4.0)
+    assert end_s == pytest.approx(4.0)
+    assert not stage.talk.model[int(4.0 * 16_000) :].any()
+    assert stage.talk.model[int(3.5 * 16_000) : int(3.9 * 16_000)].any()
+    assert set(stage.talk.text[50:]) == {text.PADDING}
