@@ -141,9 +141,10 @@ class _Caller:
     def _question(self, *, stop: bool = False) -> Utterance:
         """Something to ask; with `stop`, sometimes just that."""
         rng = self._rng
-        stops = [u for u in self._asked.get("greetings", []) if u.kind == "stop"] if stop else []
-        if stops and rng.random() < 0.15:
-            return stops[rng.integers(len(stops))]
+        special = "stop" if stop else "my_name" if self._name else ""
+        moments = [u for group in ("greetings", "names") for u in self._asked.get(group, []) if u.kind == special]
+        if moments and rng.random() < (0.15 if stop else 0.06):
+            return moments[rng.integers(len(moments))]
         present = [c for c in SHARES if self._asked.get(c)]
         shares = np.array([SHARES[c] for c in present])
         options = self._asked[present[rng.choice(len(present), p=shares / shares.sum())]]

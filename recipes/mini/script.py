@@ -28,6 +28,7 @@ SHARES = {  # of what callers ask
 COUNTS = {"hibari": 10_000, "kokoro": 64, "festival": 250}
 QUICK = 400
 FILLER_EVERY = 12
+ALWAYS = ("my_name", "stop", "there")
 
 
 def lines(voice: str, *, scale: float = 1.0) -> list[dict]:
@@ -45,7 +46,7 @@ def lines(voice: str, *, scale: float = 1.0) -> list[dict]:
     filler = wordings.phonetic_filler()
     rng.shuffle(filler)
     hums = [_filler(text) for text in wordings.BACKCHANNELS]
-    return hums + chosen + [_filler(text) for text in filler[: count // FILLER_EVERY]]
+    return hums + chosen + [_filler(text) for text in filler[: count // FILLER_EVERY]] + _always(rng)
 
 
 def own_lines(callers: list[str], *, scale: float) -> list[dict]:
@@ -75,6 +76,12 @@ def speed(voice: str, text: str) -> float:
     """How fast `voice` says `text`, always the same for the same two."""
     rng = random.Random(zlib.crc32(f"{voice}{text}".encode()))
     return 1.0 if voice == voices.MODEL_VOICE else rng.uniform(0.9, 1.15)
+
+
+def _always(rng: random.Random) -> list[dict]:
+    """What every caller needs a few times, however short the list: it is said at special moments."""
+    groups = ([q for q in wordings.questions() if q.kind == kind] for kind in ALWAYS)
+    return [dict(q.__dict__) for group in groups for q in rng.sample(group, 2)]
 
 
 def _filler(text: str) -> dict:

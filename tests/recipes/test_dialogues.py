@@ -86,7 +86,7 @@ def test_every_fault_is_in_the_training_data_and_wrong_sentences_come_from_it_al
 def test_names_are_remembered(cast: Cast) -> None:
     """ "Your name is ..." is only said after that name was given."""
     told = 0
-    for talk in _written(cast, fault_rate=0.8, count=40):
+    for talk in _written(cast, fault_rate=0.8, count=60):
         known: set[str] = set()
         for spoken in talk.spoken:
             if spoken.sentence.startswith("Nice to meet you, "):
