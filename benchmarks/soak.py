@@ -19,7 +19,7 @@ import msgspec
 
 from benchmarks.report import Row, compare, note, parser, publish
 from benchmarks.servers import Running, our_server
-from benchmarks.trial import load
+from benchmarks.trial import load, settle
 from client.load.report import LoadReport, Second
 
 __all__ = ["Memory", "main", "soak"]
@@ -74,6 +74,7 @@ def soak(running: Running, *, seconds: float, callers: int, slots: int, call_s: 
     """Load a running server of `slots` slots and give the rows."""
     report, memory = _load_and_watch(running, seconds, callers, call_s, rude)
     kept = _wait_until_empty(running.url)
+    settle(running.url)
     note(f"{report.calls.calls} calls; now {slots} callers at once")
     last = load(running.url, callers=slots, seconds=_LAST_LOAD_S + 0.1 * slots, ramp_s=0.1 * slots)
     first, second = _halves(report.series)

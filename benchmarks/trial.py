@@ -1,20 +1,28 @@
 """One load against a running server, by a process of its own, and whether the server held it."""
 
+import re
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from client.load.report import LoadReport
+from client.load.server_metrics import metrics_url
 
-__all__ = ["Verdict", "judge", "load"]
+__all__ = ["Verdict", "judge", "load", "settle"]
 
 _TICK_MS: Final = 80.0
 _MOST_LATE: Final = 0.01
 _SPARE_S: Final = 60.0
+_SETTLE_S: Final = 20.0
+_BREATH_S: Final = 0.5
+_GAUGES: Final = re.compile(r"^duologue_(sessions_active|sessions_waiting|sessions_parked|admission_open) (\S+)$", re.M)
 _ROOT: Final = Path(__file__).parents[1]
 
 
@@ -36,6 +44,25 @@ def load(url: str, *, callers: int, seconds: float, ramp_s: float, seed: int = 0
         command += [f"--{name}={value}" for name, value in figures.items()]
         subprocess.run(command, check=True, timeout=seconds + _SPARE_S, stdout=subprocess.DEVNULL, cwd=_ROOT)
         return msgspec.json.decode(report.read_bytes(), type=LoadReport)
+
+
+def settle(url: str) -> None:
+    """Wait until the last load has left no trace, where the server tells: no calls, and new ones admitted."""
+    deadline = time.monotonic() + _SETTLE_S
+    time.sleep(_BREATH_S)
+    while _busy(metrics_url(url)) and time.monotonic() < deadline:
+        time.sleep(_BREATH_S)
+
+
+def _busy(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=_SETTLE_S) as response:
+            found = dict(_GAUGES.findall(response.read().decode()))
+    except (urllib.error.URLError, OSError):
+        return False
+    calls = sum(float(found.get(name, 0)) for name in ("sessions_active", "sessions_waiting", "sessions_parked"))
+    return calls > 0 or float(found.get("admission_open", 1)) == 0
 
 
 def judge(report: LoadReport, *, held_back: int = 0) -> Verdict:
