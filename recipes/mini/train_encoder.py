@@ -224,7 +224,7 @@ def _step(trainer: Trainer, batch: Batch, done: float) -> Losses:
 def _report(trainer: Trainer, found: Losses, held: Crops) -> None:
     terms = ("phones", "accuracy", "spectrum", "size", "commitment", "twins")
     row = {"step": trainer.step, "minutes": trainer.elapsed_s / 60}
-    row |= {name: float(getattr(found, name)) for name in terms} | trainer.probe(held)
+    row |= {name: float(torch.as_tensor(getattr(found, name)).detach()) for name in terms} | trainer.probe(held)
     with (trainer.out / "encoder.jsonl").open("a") as log:
         log.write(json.dumps({k: round(v, 4) for k, v in row.items()}) + "\n")
 
