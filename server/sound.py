@@ -140,22 +140,33 @@ class Resampler:
     def __init__(self, source_hz: int, target_hz: int) -> None:
         common = math.gcd(source_hz, target_hz)
         self._up, self._down = target_hz // common, source_hz // common
-        self._phases = _phases(self._up, self._down)
-        self._past = np.zeros(self._phases.shape[1] - 1, np.float32)
+        phases = _phases(self._up, self._down)
+        starts = [first * self._down // self._up for first in range(self._up)]
+        self._width = phases.shape[1] + starts[-1]
+        self._kernel = np.zeros((self._width, self._up), np.float32)
+        for first, start in enumerate(starts):
+            self._kernel[start : start + phases.shape[1], first] = phases[first * self._down % self._up]
+        self._past = np.zeros(phases.shape[1] - 1, np.float32)
+        self._samples = self._windows = self._past[:0]
 
     def __call__(self, block: Frame) -> Frame:
         """Resample a block. Its length times the factor must be whole: 80 ms of any Opus rate is."""
         if self._up == self._down:
             return block
-        assert block.size % self._down == 0, "a block is whole in both rates"
-        samples = np.concatenate((self._past, block))
-        self._past = samples[block.size :]
-        windows = sliding_window_view(samples, self._phases.shape[1])
-        out = np.empty(block.size * self._up // self._down, np.float32)
-        for first in range(self._up):
-            start, phase = divmod(first * self._down, self._up)
-            out[first :: self._up] = windows[start :: self._down] @ self._phases[phase]
-        return out
+        if self._samples.size != self._past.size + block.size:
+            self._make_room(block.size)
+        past = self._past.size
+        self._samples[past:] = block
+        out = self._windows @ self._kernel
+        self._samples[:past] = self._samples[block.size :]
+        return out.reshape(-1)
+
+    def _make_room(self, size: int) -> None:
+        """Lay out blocks of another size. The window onto them is made once: making it costs more than the filter."""
+        assert size % self._down == 0, "a block is whole in both rates"
+        past = self._samples[: self._past.size] if self._samples.size else self._past
+        self._samples = np.concatenate((past, np.zeros(size, np.float32)))
+        self._windows = sliding_window_view(self._samples, self._width)[:: self._down]
 
 
 def _phases(up: int, down: int) -> NDArray[np.float32]:
