@@ -108,13 +108,13 @@ class Trainer:
             self.quantiser = StraightThrough(state["centroids"])
 
     def losses(self, heard: torch.Tensor, clean: torch.Tensor, phones: torch.Tensor) -> Losses:
-        """All terms for sounds float32 [B, S] (the second half twins of the first) and phonemes [B, T, L]."""
+        """All terms for sounds float32 [B, S] and phonemes [B, T, L]; with a codebook the second half is twins."""
         semantic, acoustic = (b.float() for b in codec.branches(self.mimi, heard))
         size = semantic.pow(2).mean() + acoustic.pow(2).mean()
-        first, again = semantic.chunk(2)
-        twins = (first - again).pow(2).mean()
-        commitment = torch.zeros(())
+        commitment = twins = torch.zeros(())
         if self.quantiser is not None:
+            first, again = semantic.chunk(2)
+            twins = (first - again).pow(2).mean()
             semantic, _, commitment = self.quantiser(semantic)
         else:
             semantic = semantic + BRANCH_NOISE * torch.randn_like(semantic)
@@ -178,18 +178,19 @@ def train(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(arguments.out)
     trainer.resume()
-    crops, batches = _crops(arguments, trainer.step)
+    pace, loaded_s = Pace(arguments.minutes, arguments.save_s, spent_s=trainer.elapsed_s), time.monotonic()
+    crops, batches = _crops(arguments, trainer)
     if trainer.step == 0:
         codec.scale_to_unit(trainer.mimi, torch.from_numpy(crops.batch(16).heard))
     unheard = bank.present(arguments.bank, voices.HELDOUT)
     held = Crops(arguments.bank, dict.fromkeys(unheard, 1.0), frames=FRAMES, seed=9, augment=False)
-    pace, loaded_s = Pace(arguments.minutes, arguments.save_s, spent_s=trainer.elapsed_s), time.monotonic()
     while pace.done < 1:
-        if time.monotonic() - loaded_s > 240:  # the bank may still be growing
-            (crops, batches), loaded_s = _crops(arguments, trainer.step), time.monotonic()
         if pace.done > VQ_FROM and trainer.quantiser is None:
             points = trainer.semantic_points(crops, int(arguments.fit_batches * 0.4))
             trainer.quantiser = StraightThrough(kmeans(points, codec.BINS))
+            loaded_s = -math.inf
+        if time.monotonic() - loaded_s > 240:  # the bank may still be growing
+            (crops, batches), loaded_s = _crops(arguments, trainer), time.monotonic()
         found = _step(trainer, next(batches), pace.done)
         due = pace.tick()
         trainer.step, trainer.elapsed_s = trainer.step + 1, pace.spent_s
@@ -201,10 +202,11 @@ def train(arguments: argparse.Namespace) -> None:
     finish(trainer, crops, arguments.fit_batches)
 
 
-def _crops(arguments: argparse.Namespace, seed: int) -> tuple[Crops, Iterator[Batch]]:
+def _crops(arguments: argparse.Namespace, trainer: Trainer) -> tuple[Crops, Iterator[Batch]]:
+    """Fresh crops; twins only once there is a codebook: before, they hold the branch back and it names less."""
     weights = voice_weights(arguments.bank, at_least=arguments.at_least)
-    crops = Crops(arguments.bank, weights, frames=FRAMES, seed=seed)
-    return crops, prefetched(crops, ROWS, twins=True)
+    crops = Crops(arguments.bank, weights, frames=FRAMES, seed=trainer.step)
+    return crops, prefetched(crops, ROWS, twins=trainer.quantiser is not None)
 
 
 def _step(trainer: Trainer, batch: Batch, done: float) -> Losses:
