@@ -1,9 +1,21 @@
 """One frame of many conversations on a CPU, as one call that holds no interpreter lock."""
 
+from kernels.cpu.adapters import AdapterMemory, LowRank
 from kernels.cpu.build import BuildError, load_library
 from kernels.cpu.machine import Frame, FrameMachine, Shape
-from kernels.cpu.program import Program, RowMemory, UnsupportedModelError
+from kernels.cpu.program import HIGHEST_RANK, Program, RowMemory, Sites, UnsupportedModelError
 
 __all__ = [
-    "BuildError", "Frame", "FrameMachine", "Program", "RowMemory", "Shape", "UnsupportedModelError", "load_library",
-]  # fmt: skip
+    "HIGHEST_RANK",
+    "AdapterMemory",
+    "BuildError",
+    "Frame",
+    "FrameMachine",
+    "LowRank",
+    "Program",
+    "RowMemory",
+    "Shape",
+    "Sites",
+    "UnsupportedModelError",
+    "load_library",
+]

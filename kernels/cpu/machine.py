@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.cpu.adapters import AdapterMemory
 from kernels.cpu.build import load_library
 from kernels.cpu.program import MODEL, SAMPLING, Counter, Program, RowMemory, Tokens, check_layout
 
@@ -73,12 +74,20 @@ class Frame(NamedTuple):
 class FrameMachine:
     """Rows of one model and their programs. One thread at a time may call it.
 
-    `programs` hear, think, speak in tokens and speak in sound. `threads` share the rows of a step between them, which
+    `programs` hear, think, speak in tokens and speak in sound; what adapters may change in them is known to
+    `adapters`. `threads` share the rows of a step between them, which
     changes no number. Raises `BuildError` where nothing can be compiled.
     """
 
     def __init__(
-        self, programs: Sequence[Program], memory: RowMemory, shape: Shape, rows: int, *, threads: int = 1
+        self,
+        programs: Sequence[Program],
+        memory: RowMemory,
+        shape: Shape,
+        rows: int,
+        *,
+        threads: int = 1,
+        adapters: AdapterMemory | None = None,
     ) -> None:
         self._library = load_library()
         check_layout(self._library)
@@ -96,12 +105,14 @@ class FrameMachine:
         self._logprob_ring = np.full((rows, shape.ring), np.nan, np.float32)
         self.tokens = np.full((rows, len(Tokens), shape.codebooks), NOTHING, np.int32)
         self.sampling = np.zeros(rows, SAMPLING)
+        self.adapters = adapters or AdapterMemory([], count=0, rank=1)
+        self.adapter = np.zeros(rows, np.int32)
         self._model = self._described()
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads - 1, "duologue-rows") if threads > 1 else None
 
     def reset(self, row: int) -> None:
-        """Take a row back to before its first frame. Its `sampling` is the caller's to set."""
+        """Take a row back to before its first frame. Its `sampling` and `adapter` are the caller's to set."""
         for state in self._states:
             self.memory[row, state] = 0.0
         self.counters[row] = 0
@@ -180,6 +191,9 @@ class FrameMachine:
             "logprob_ring": self._logprob_ring.ctypes.data,
             "tokens": self.tokens.ctypes.data,
             "how": self.sampling.ctypes.data,
+            "adapter": self.adapter.ctypes.data,
+            "loras": self.adapters.table.ctypes.data,
+            "sites": self.adapters.table.shape[1],
         }
         for name, value in numbers.items():
             model[name] = value

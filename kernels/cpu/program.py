@@ -9,7 +9,7 @@ Legend: T positions in one step, I width in, O width out, H heads, D width of a 
 
 import ctypes
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -19,19 +19,26 @@ from torch import Tensor
 from kernels.cpu.build import BuildError, Library
 
 __all__ = [
+    "HIGHEST_RANK",
     "LARGEST_CONTEXT",
+    "LORA",
     "MODEL",
     "SAMPLING",
     "Counter",
     "Program",
     "RowMemory",
+    "Site",
+    "Sites",
     "Tokens",
     "UnsupportedModelError",
     "check_layout",
+    "in_panels",
 ]
 
 LANES: Final = 16
 LARGEST_CONTEXT: Final = 8192
+HIGHEST_RANK: Final = 128
+"""Of an adapter."""
 _FAR_AWAY: Final = 1e18
 """A centroid that is nobody's nearest: its squared distance still is a float."""
 
@@ -81,7 +88,20 @@ class Tokens(IntEnum):
 OP: Final = np.dtype(
     [
         (name, np.int32)
-        for name in ("code", "times", "in", "out", "bf16", "add", "index", "capacity", "position", "which")
+        for name in (
+            "code",
+            "times",
+            "in",
+            "out",
+            "bf16",
+            "add",
+            "index",
+            "capacity",
+            "position",
+            "which",
+            "site",
+            "unused",
+        )
     ]
     + [(name, np.int64) for name in ("x", "y", "ring", "table", "x_stride", "y_stride", "w", "w2")]
     + [("scale", np.float64)],
@@ -110,16 +130,23 @@ MODEL: Final = np.dtype(
         )
     ]
     + [("row_floats", np.int64), ("ops", np.int32, 4), ("program", np.int64, 4)]
-    + [(name, np.int64) for name in ("delays", "memory", "counters", "token_ring", "logprob_ring", "tokens", "how")],
+    + [
+        (name, np.int64)
+        for name in (
+            "delays", "memory", "counters", "token_ring", "logprob_ring", "tokens", "how", "adapter", "loras", "sites",
+        )
+    ],
     align=True,
 )  # fmt: skip
+LORA: Final = np.dtype([("a", np.int64), ("b", np.int64), ("rank", np.int64)], align=True)
 
 
 def check_layout(library: Library) -> None:
     """Raise `BuildError` where Python and C disagree about a structure."""
-    found = (ctypes.c_int64 * 5)()
+    found = (ctypes.c_int64 * 7)()
     library.frame_layout(found)
-    wanted = [OP.itemsize, SAMPLING.itemsize, MODEL.itemsize, max(Code), len(Counter)]
+    sizes = [OP.itemsize, SAMPLING.itemsize, MODEL.itemsize]
+    wanted = [*sizes, max(Code), len(Counter), LORA.itemsize, HIGHEST_RANK]
     if list(found) != wanted:
         raise BuildError(f"program.h and program.py disagree: {list(found)} against {wanted}")
 
@@ -149,10 +176,36 @@ class RowMemory:
         return self.scratch(heads * width * (blocks * LANES + capacity))
 
 
+class Site(NamedTuple):
+    """A product that adapters may change."""
+
+    name: str
+    width_in: int
+    width_out: int
+    scale_O: Tensor | None
+    """What the product's weight was multiplied with, output by output."""
+
+
+class Sites:
+    """All products that adapters may change, by their module's name in the model."""
+
+    def __init__(self) -> None:
+        self.all: list[Site] = []
+
+    def place(self, site: Site) -> int:
+        """Give the number of a site; a module that is used twice is one site."""
+        for number, known in enumerate(self.all):
+            if known.name == site.name:
+                return number
+        self.all.append(site)
+        return len(self.all) - 1
+
+
 class Program:
     """A list of operations. Weights are copied into the layout that C reads, and kept alive here."""
 
-    def __init__(self) -> None:
+    def __init__(self, sites: Sites | None = None) -> None:
+        self.sites = sites or Sites()
         self.ops: list[dict[str, Any]] = []
         self.multiply_adds = 0
         self.weight_bytes = 0
@@ -169,15 +222,22 @@ class Program:
         x_stride: int = 0,
         y_stride: int = 0,
         add: bool = False,
+        name: str | None = None,
+        scale_O: Tensor | None = None,
     ) -> None:
-        """`y[t] = weight x[t] (+ bias) (+ y[t])`. With `x_stride` below I the windows overlap: a convolution."""
+        """`y[t] = weight x[t] (+ bias) (+ y[t])`. With `x_stride` below I the windows overlap: a convolution.
+
+        A product with a `name` may be changed by adapters, for which it has one position. Its weight is first
+        multiplied with `scale_O`, if there is one.
+        """
         width_out, width_in = weight_OI.shape
-        address, bf16 = self._panels(weight_OI)
+        site = -1 if name is None else self.sites.place(Site(name, width_in, width_out, scale_O))
+        address, bf16 = self._panels(weight_OI if scale_O is None else weight_OI * scale_O[:, None])
         self.multiply_adds += width_out * width_in * times
         bias = 0 if bias_O is None else self._floats(bias_O)
         self._op(
             Code.MATMUL, x=x, y=y, times=times, width_in=width_in, width_out=width_out, w=address, w2=bias,
-            bf16=bf16, add=add, x_stride=x_stride, y_stride=y_stride,
+            bf16=bf16, add=add, x_stride=x_stride, y_stride=y_stride, site=site,
         )  # fmt: skip
 
     def elu(self, x: int, y: int, floats: int) -> None:
@@ -264,7 +324,7 @@ class Program:
     def quantise(self, x: int, centroids_VI: Tensor, index: int) -> None:
         """Token `index` of what was heard: the centroid nearest to `x`, which is then taken from `x`."""
         bins, width = centroids_VI.shape
-        panels = _in_panels(centroids_VI.float(), fill=_FAR_AWAY)
+        panels = in_panels(centroids_VI.float(), fill=_FAR_AWAY)
         self._kept.append(panels)
         self.multiply_adds += bins * width
         self._op(
@@ -312,11 +372,11 @@ class Program:
         return self._keep(exact.clone()), False
 
     def _panels(self, weight_OI: Tensor) -> tuple[int, bool]:
-        return self._stored(_in_panels(weight_OI.detach().float()))
+        return self._stored(in_panels(weight_OI.detach().float()))
 
 
-def _in_panels(weight_OI: Tensor, fill: float = 0.0) -> Tensor:
-    """`[O, I]` -> `[ceil(O / 16), I, 16]`, filled up."""
+def in_panels(weight_OI: Tensor, fill: float = 0.0) -> Tensor:
+    """The layout of a product's weights: `[O, I]` -> `[ceil(O / 16), I, 16]`, filled up."""
     width_out, width_in = weight_OI.shape
     panels = -(-width_out // LANES)
     padded = torch.full((panels * LANES, width_in), fill)

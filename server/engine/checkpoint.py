@@ -57,6 +57,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """
 
     name: str
+    lm_path: Path
+    """The language model's weights."""
     lm: Any
     mimi: Any
     text_tokenizer: Any
@@ -75,6 +77,7 @@ def load_checkpoint(source: str | Path, *, device: torch.device, dtype: torch.dt
     _check_plain(info)
     checkpoint = Checkpoint(
         name=str(source),
+        lm_path=Path(info.moshi_weights),
         lm=_build(info.moshi_weights, "language model", lambda: info.get_moshi(device=device, dtype=dtype)),
         mimi=_build(info.mimi_weights, "codec", lambda: info.get_mimi(device=device)),
         text_tokenizer=_build(info.tokenizer, "tokenizer", info.get_text_tokenizer),

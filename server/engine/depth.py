@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import torch
-
 from kernels.cpu import Program, RowMemory
 from kernels.cpu.program import Tokens
-from server.engine.layers import StepLayer, embedding_table, norm, plain_linear, require
+from server.engine.layers import StepLayer, embedding_table, linear_names, norm, plain_linear, require
 from server.engine.temporal import TEXT, pick_scratch
 
 __all__ = ["depth_program"]
@@ -20,21 +18,21 @@ def depth_program(program: Program, memory: RowMemory, lm: Any, hidden: int) -> 
     depformer = lm.depformer
     require(depformer.positional_embedding == "none", f"{depformer.positional_embedding!r} positions in the depth")
     schedule = lm.depformer_weights_per_step_schedule or list(range(lm.dep_q))
-    inputs = [plain_linear(module, "depformer_in") for module in lm.depformer_in]
-    width = inputs[0].shape[0]
-    all_inputs = torch.cat([inputs[schedule[step]] if len(inputs) > 1 else inputs[0] for step in range(lm.dep_q)])
-    x = memory.scratch(lm.dep_q * width)
-    program.matmul(hidden, x, all_inputs)
-    layers = StepLayer(program, memory, depformer.layers, times=1, capacity=lm.dep_q)
+    names = linear_names(lm)
+    width = lm.depformer_in[0].out_features
+    x = memory.scratch(width)
+    layers = StepLayer(program, memory, depformer.layers, times=1, capacity=lm.dep_q, names=names)
     logits = memory.scratch(lm.card)
     scratch = pick_scratch(memory, lm.card)
     for step in range(lm.dep_q):
-        here = x + step * width
+        first = lm.depformer_in[schedule[step] if len(lm.depformer_in) > 1 else 0]
+        program.matmul(hidden, x, plain_linear(first), name=names[id(first)])
         table = lm.depformer_text_emb if step == TEXT else lm.depformer_emb[step - 1]
-        program.embed(here, embedding_table(table), Tokens.SAID, step, add=True)
+        program.embed(x, embedding_table(table), Tokens.SAID, step, add=True)
         for index, layer in enumerate(depformer.layers):
             several = len(layer.self_attn.in_projs) > 1
-            layers.add(index, layer, here, at=step, weights=schedule[step] if several else 0)
-        norm(program, lm.depformer_norms[step], here, here)
-        program.matmul(here, logits, lm.linears[step].weight, lm.linears[step].bias)
+            layers.add(index, layer, x, at=step, weights=schedule[step] if several else 0)
+        norm(program, lm.depformer_norms[step], x, x)
+        last = lm.linears[step]
+        program.matmul(x, logits, last.weight, last.bias, name=names[id(last)])
         program.pick(logits, scratch, lm.card, step + 1)

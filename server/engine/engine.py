@@ -20,6 +20,7 @@ seven digits.
 import logging
 import secrets
 import statistics
+import threading
 import time
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.cpu import BuildError, UnsupportedModelError
+from server.engine.adapters import Widths, file_sha256, read_adapter
 from server.engine.checkpoint import Checkpoint, load_checkpoint
 from server.engine.frames import FrameStep, StageSeconds
 from server.engine.native import NativeStep
@@ -38,7 +40,7 @@ from server.engine.params import SamplingParams
 from server.engine.upstream import UpstreamStep
 from server.errors import AdapterError, EngineError, FrameError, SlotError
 
-__all__ = ["Engine", "FrameOutput", "Work"]
+__all__ = ["AdapterInfo", "Engine", "FrameOutput", "Work"]
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,19 @@ Work = Literal["auto", "native", "upstream"]
 _SEED_BITS = 63
 _WARM_UP_FRAMES = 4
 _NO_ADAPTER = 0
+_MAX_ADAPTERS = 4
+_MOST_ADAPTERS = 64
 _MOST_SLOTS = 4096
+
+
+class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that is ready."""
+
+    name: str
+    """Its folder's."""
+    sha256: str
+    rank: int
+    scaling: float
 
 
 class FrameOutput(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -80,29 +94,59 @@ class Engine:
     Made by `load`. The slots' state may live in the model's modules, so a model belongs to one engine.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, slots: int, device: torch.device, work: Work = "auto") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        slots: int,
+        device: torch.device,
+        work: Work = "auto",
+        max_adapters: int = _MAX_ADAPTERS,
+    ) -> None:
         self._checkpoint = checkpoint
         self._slots = slots
         self._device = device
         self._open = [False] * slots
-        self._work = _frame_step(checkpoint, slots, device, work)
+        self._adapter_of = [_NO_ADAPTER] * slots
+        self._adapters: dict[int, AdapterInfo] = {}
+        self._adapters_lock = threading.Lock()
+        self._base_sha256 = ""
+        self._work = _frame_step(checkpoint, slots, device, work, max_adapters)
 
     @classmethod
-    def load(cls, checkpoint: str | Path, *, slots: int = 8, device: str = "auto", work: Work = "auto") -> Self:
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        slots: int = 8,
+        device: str = "auto",
+        work: Work = "auto",
+        max_adapters: int = _MAX_ADAPTERS,
+    ) -> Self:
         """Load "mini", a folder, or "hf:owner/name", with room for `slots` conversations at once.
 
         `device` is "cpu", "cuda", "cuda:N" or "auto" (a GPU where there is one). The language model runs in
         float32 on a CPU and in bfloat16 on a GPU; the codec always in float32. Nothing is downloaded except
         for "hf:". `work` is "native" (compiled for the processor when it is first needed, in about two seconds),
         "upstream" (the `moshi` package's modules), or "auto": native on a CPU where that is possible. As many threads
-        work as `torch.get_num_threads()` says now. Raises `CheckpointError`, and `EngineError` for a bad `slots`,
-        `device` or `work`.
+        work as `torch.get_num_threads()` says now. `max_adapters` may be ready at once. Raises `CheckpointError`, and
+        `EngineError` for a bad `slots`, `device`, `work` or `max_adapters`.
         """
         if not _is_whole(slots, 1, _MOST_SLOTS):
             raise EngineError(got=f"slots = {slots!r}", expected=f"1 to {_MOST_SLOTS}", remedy="try slots=8")
+        if not _is_whole(max_adapters, 0, _MOST_ADAPTERS):
+            raise EngineError(
+                got=f"max_adapters = {max_adapters!r}", expected=f"0 to {_MOST_ADAPTERS}", remedy="leave it out"
+            )
         place = _device(device)
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-        return cls(load_checkpoint(checkpoint, device=place, dtype=dtype), slots=slots, device=place, work=work)
+        return cls(
+            load_checkpoint(checkpoint, device=place, dtype=dtype),
+            slots=slots,
+            device=place,
+            work=work,
+            max_adapters=max_adapters,
+        )
 
     @property
     def checkpoint(self) -> str:
@@ -194,16 +238,16 @@ class Engine:
         """Start a conversation in a closed slot, with no memory of the last one there.
 
         `params` default to `recommended_sampling`. `seed` is 0 to 2**63 - 1; None draws one. Returns the seed in
-        use, for the journal: with the same seed, parameters and sound the slot says the same again. `adapter` is
-        kept for adapters and must be None.
+        use, for the journal: with the same seed, parameters and sound the slot says the same again. `adapter` is a
+        number that `load_adapter` gave; None is the model as it was loaded.
         Raises `SlotError`, `AdapterError`, or `EngineError` for a bad seed.
         """
         self._check_slot(slot, must_be_open=False)
-        if adapter is not None:
-            raise AdapterError(adapter, expected="None: no adapter is loaded", remedy="open the slot without one")
+        number = self._checked_adapter(adapter)
         seed = secrets.randbits(_SEED_BITS) if seed is None else _checked_seed(seed)
-        self._work.open(slot, params or self.recommended_sampling, _NO_ADAPTER, seed)
+        self._work.open(slot, params or self.recommended_sampling, number, seed)
         self._open[slot] = True
+        self._adapter_of[slot] = number
         return seed
 
     def close(self, slot: int) -> None:
@@ -211,6 +255,68 @@ class Engine:
         self._check_slot(slot, must_be_open=True)
         self._work.close(slot)
         self._open[slot] = False
+        self._adapter_of[slot] = _NO_ADAPTER
+
+    def load_adapter(self, folder: str | Path, *, sha256: str | None = None) -> int:
+        """Read an adapter's folder, check it and keep it ready. Returns the number by which slots may use it.
+
+        Another thread may call this while `step` runs: no open conversation notices. `sha256` is that of
+        `lora.safetensors`, where it is known. Raises `AdapterError` when the folder is not a whole, finite adapter of
+        this very model, or when there is no room for one more.
+        """
+        memory = self._work.adapters
+        if memory is None or not memory.count:
+            raise AdapterError(
+                str(folder), expected="none: this engine keeps no adapters", remedy="use the compiled step on a CPU"
+            )
+        layers = {name: Widths(*memory.widths(name)) for name in memory.sites}
+        file = read_adapter(Path(folder), layers, base_sha256=self.base_sha256, max_rank=memory.rank, sha256=sha256)
+        with self._adapters_lock:
+            free = [number for number in range(1, 1 + memory.count) if number not in self._adapters]
+            if not free:
+                raise AdapterError(
+                    str(folder), expected=f"at most {memory.count} at once", remedy="drop one that nobody uses"
+                )
+            memory.write(free[0], file.parts, file.scaling)
+            self._adapters[free[0]] = AdapterInfo(
+                name=file.folder.name, sha256=file.sha256, rank=file.rank, scaling=file.scaling
+            )
+        return free[0]
+
+    def drop_adapter(self, adapter: int) -> None:
+        """Forget an adapter that no open slot uses. Raises `AdapterError`."""
+        number = self._checked_adapter(adapter)
+        if number in self._adapter_of:
+            users = [slot for slot, used in enumerate(self._adapter_of) if used == number]
+            raise AdapterError(
+                adapter, expected=f"one that no slot uses, and {users} do", remedy="move them to another first"
+            )
+        with self._adapters_lock:
+            if self._work.adapters is not None:
+                self._work.adapters.clear(number)
+            del self._adapters[number]
+
+    def use_adapter(self, slot: int, adapter: int | None) -> None:
+        """From its next frame on, let an open slot speak with another adapter. What it has said stays its past.
+
+        Raises `SlotError` and `AdapterError`.
+        """
+        self._check_slot(slot, must_be_open=True)
+        number = self._checked_adapter(adapter)
+        self._work.use_adapter(slot, number)
+        self._adapter_of[slot] = number
+
+    @property
+    def adapters(self) -> dict[int, "AdapterInfo"]:
+        """The adapters that are ready, by number."""
+        with self._adapters_lock:
+            return dict(self._adapters)
+
+    @property
+    def base_sha256(self) -> str:
+        """The SHA-256 of the language model's weights, which an adapter names as its base."""
+        self._base_sha256 = self._base_sha256 or file_sha256(self._checkpoint.lm_path)
+        return self._base_sha256
 
     def step(self, pcm: Tensor | NDArray[np.float32], active: Tensor | NDArray[np.bool_]) -> FrameOutput:
         """Hear and speak one frame in every active slot; the others do not move.
@@ -275,6 +381,14 @@ class Engine:
             self.close(slot)
         return statistics.median(seconds)
 
+    def _checked_adapter(self, adapter: int | None) -> int:
+        if adapter is None:
+            return _NO_ADAPTER
+        if isinstance(adapter, bool) or adapter not in self._adapters:
+            ready = ", ".join(map(str, sorted(self._adapters))) or "none is loaded"
+            raise AdapterError(adapter, expected=f"None, or one that is ready ({ready})", remedy="load it first")
+        return adapter
+
     def _check_slot(self, slot: int, *, must_be_open: bool) -> None:
         if not _is_whole(slot, 0, self._slots - 1):
             raise SlotError(
@@ -290,13 +404,13 @@ class Engine:
             )
 
 
-def _frame_step(checkpoint: Checkpoint, slots: int, device: torch.device, work: Work) -> FrameStep:
+def _frame_step(checkpoint: Checkpoint, slots: int, device: torch.device, work: Work, max_adapters: int) -> FrameStep:
     if work not in {"auto", "native", "upstream"}:
         raise EngineError(got=f"work = {work!r}", expected='"auto", "native" or "upstream"', remedy="leave it out")
     if work == "upstream" or (work == "auto" and device.type != "cpu"):
         return UpstreamStep(checkpoint, slots, device)
     try:
-        return NativeStep(checkpoint, slots, threads=torch.get_num_threads())
+        return NativeStep(checkpoint, slots, threads=torch.get_num_threads(), max_adapters=max_adapters)
     except (BuildError, UnsupportedModelError) as problem:
         if work == "native":
             raise EngineError(

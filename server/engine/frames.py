@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 from torch import Tensor
 
+from kernels.cpu import AdapterMemory
 from server.engine.params import SamplingParams
 
 __all__ = ["LOUDEST", "FrameStep", "StageSeconds", "Stepped"]
@@ -42,6 +43,13 @@ class Stepped(NamedTuple):
 
 class FrameStep(Protocol):
     """The model's work on one frame of many rows. Rows are numbered from 0 and do not know of each other."""
+
+    @property
+    def adapters(self) -> AdapterMemory | None:
+        """Where adapters are kept; None where rows cannot have any."""
+
+    def use_adapter(self, row: int, adapter: int) -> None:
+        """From its next step on, let a row speak with an adapter of `adapters`, or with 0, the model as loaded."""
 
     def open(self, row: int, params: SamplingParams, adapter: int, seed: int) -> None:
         """Start a row from nothing. `adapter` is an index; 0 is the model as it was loaded."""

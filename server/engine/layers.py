@@ -7,6 +7,8 @@ Legend: T positions in one step, D width of the transformer.
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from torch.nn import functional
 from kernels.cpu import Program, RowMemory, UnsupportedModelError
 from kernels.cpu.program import Counter
 
-__all__ = ["StepLayer", "embedding_table", "norm", "plain_linear", "require", "transformer"]
+__all__ = ["StepLayer", "embedding_table", "linear_names", "norm", "plain_linear", "require", "transformer"]
 
 
 def require(holds: bool, what: str) -> None:
@@ -33,11 +35,16 @@ def require(holds: bool, what: str) -> None:
         raise UnsupportedModelError(what)
 
 
-def plain_linear(module: Any, what: str) -> Tensor:
+def plain_linear(module: Any) -> Tensor:
     """The weight `[O, I]` of a linear layer without bias, adapters or quantisation."""
-    require(type(module) is nn.Linear and module.bias is None, f"{what} is a {type(module).__name__} with extras")
+    require(type(module) is nn.Linear and module.bias is None, f"a {type(module).__name__} with extras")
     weight: Tensor = module.weight
     return weight
+
+
+def linear_names(lm: nn.Module) -> dict[int, str]:
+    """The names of a model's linear layers, by their `id`: upstream's adapters have the same names."""
+    return {id(module): name for name, module in lm.named_modules() if isinstance(module, nn.Linear)}
 
 
 def embedding_table(module: Any) -> Tensor:
@@ -63,9 +70,17 @@ class StepLayer:
     """The scratch space of a transformer's layers, and one layer at a time over it."""
 
     def __init__(
-        self, program: Program, memory: RowMemory, layers: nn.ModuleList, *, times: int, capacity: int
+        self,
+        program: Program,
+        memory: RowMemory,
+        layers: nn.ModuleList,
+        *,
+        times: int,
+        capacity: int,
+        names: Mapping[int, str],
     ) -> None:
         first: Any = layers[0]
+        self._names = names
         self._program, self._times, self._capacity = program, times, capacity
         self._width: int = first.self_attn.embed_dim
         self._heads: int = first.self_attn.num_heads
@@ -85,47 +100,68 @@ class StepLayer:
         attention = layer.self_attn
         require(type(attention) is StreamingMultiheadAttention, "another kind of attention")
         require(attention.kv_repeat == 1 and attention.causal, "grouped or non-causal attention")
-        program, times, width = self._program, self._times, self._width
+        program, times = self._program, self._times
         norm(program, layer.norm1, x, self._normed, times=times)
-        in_weight = plain_linear(attention.in_projs[weights], "an attention's input")
-        program.matmul(self._normed, self._qkv, in_weight, times=times, x_stride=width, y_stride=3 * width)
+        self._linear(attention.in_projs[weights], self._normed, self._qkv)
         program.attend(
             self._qkv, self._attended, self._rings[index], heads=self._heads, width=self._head_width,
             capacity=self._capacity, at=at, table=table, times=times,
         )  # fmt: skip
-        out_weight = _scaled(plain_linear(attention.out_projs[weights], "an attention's output"), layer.layer_scale_1)
-        program.matmul(self._attended, x, out_weight, times=times, x_stride=width, y_stride=width, add=True)
+        self._linear(attention.out_projs[weights], self._attended, x, add=True, scale=layer.layer_scale_1)
         norm(program, layer.norm2, x, self._normed, times=times)
         self._feed_forward(layer, x, weights)
 
     def _feed_forward(self, layer: Any, x: int, weights: int) -> None:
-        program, times, width = self._program, self._times, self._width
         if layer.gating is None:
             require(layer.activation is functional.gelu, "an activation other than GELU")
-            first, last = plain_linear(layer.linear1, "linear1"), plain_linear(layer.linear2, "linear2")
-            inner = last.shape[1]
-            program.matmul(self._normed, self._inner, first, times=times, x_stride=width, y_stride=inner)
-            program.gelu(self._inner, self._gated, times * inner)
+            self._linear(layer.linear1, self._normed, self._inner)
+            self._program.gelu(self._inner, self._gated, self._times * layer.linear1.out_features)
+            last = layer.linear2
         else:
             gating = _gating(layer, weights)
             require(gating.activation is functional.silu, "a gate other than SiLU")
-            first, last = plain_linear(gating.linear_in, "linear_in"), plain_linear(gating.linear_out, "linear_out")
-            inner = last.shape[1]
-            program.matmul(self._normed, self._inner, first, times=times, x_stride=width, y_stride=2 * inner)
-            program.gate(self._inner, self._gated, inner, times=times)
-        scaled = _scaled(last, layer.layer_scale_2)
-        program.matmul(self._gated, x, scaled, times=times, x_stride=inner, y_stride=width, add=True)
+            self._linear(gating.linear_in, self._normed, self._inner)
+            self._program.gate(self._inner, self._gated, gating.linear_out.in_features, times=self._times)
+            last = gating.linear_out
+        self._linear(last, self._gated, x, add=True, scale=layer.layer_scale_2)
+
+    def _linear(self, module: Any, x: int, y: int, *, add: bool = False, scale: nn.Module | None = None) -> None:
+        """A linear layer of the transformer; a layer scale is its last step, so it can be part of the weight."""
+        weight_OI = plain_linear(module)
+        plain = scale is None or isinstance(scale, nn.Identity)
+        require(plain or isinstance(scale, LayerScale), f"a layer scale of type {type(scale).__name__}")
+        self._program.matmul(
+            x,
+            y,
+            weight_OI,
+            times=self._times,
+            x_stride=weight_OI.shape[1],
+            y_stride=weight_OI.shape[0],
+            add=add,
+            name=self._names.get(id(module)),
+            scale_O=scale.scale if isinstance(scale, LayerScale) else None,
+        )
 
 
 def transformer(
-    program: Program, memory: RowMemory, module: StreamingTransformer, x: int, *, counter: Counter, times: int = 1
+    program: Program,
+    memory: RowMemory,
+    module: StreamingTransformer,
+    x: int,
+    *,
+    counter: Counter,
+    times: int = 1,
+    names: Mapping[int, str] = MappingProxyType({}),
 ) -> None:
-    """A whole streaming transformer, in place on `x` `[T, D]`; its positions are counted by `counter`."""
+    """A whole streaming transformer, in place on `x` `[T, D]`; its positions are counted by `counter`.
+
+    Linear layers whose `id` is in `names` may be changed by adapters.
+    """
     require(module.positional_embedding in {"rope", "none"}, f"{module.positional_embedding!r} positions")
     first: Any = module.layers[0]
     attention = first.self_attn
     require(attention.context is not None and not attention.weights_per_step, "attention without a context")
-    layers = StepLayer(program, memory, module.layers, times=times, capacity=attention.context)
+    layers = StepLayer(program, memory, module.layers, times=times, capacity=attention.context, names=names)
     table = -1
     if module.rope is not None:
         width = attention.embed_dim // attention.num_heads
@@ -152,12 +188,3 @@ def _feed_forward_width(layer: Any) -> int:
         return int(layer.linear1.out_features)
     gatings: Any = layer.gating if isinstance(layer.gating, nn.ModuleList) else [layer.gating]
     return max(int(gating.linear_in.weight.shape[0]) for gating in gatings)
-
-
-def _scaled(weight: Tensor, scale: nn.Module) -> Tensor:
-    """A layer scale is the product's last step, so it can be part of the weight."""
-    if isinstance(scale, LayerScale):
-        scaled: Tensor = weight * scale.scale[:, None]
-        return scaled
-    require(isinstance(scale, nn.Identity), f"a layer scale of type {type(scale).__name__}")
-    return weight

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cpu import FrameMachine, Program, RowMemory, Shape
+from kernels.cpu import HIGHEST_RANK, AdapterMemory, FrameMachine, Program, RowMemory, Shape, Sites
 from server.engine.checkpoint import Checkpoint
 from server.engine.codec import decode_program, encode_program
 from server.engine.depth import depth_program
@@ -29,7 +29,7 @@ class NativeStep:
     `UnsupportedModelError` for a model that the programs cannot express.
     """
 
-    def __init__(self, checkpoint: Checkpoint, rows: int, *, threads: int = 1) -> None:
+    def __init__(self, checkpoint: Checkpoint, rows: int, *, threads: int = 1, max_adapters: int = 0) -> None:
         lm, mimi = checkpoint.lm, checkpoint.mimi
         shape = Shape(
             frame_size=mimi.frame_size,
@@ -44,13 +44,15 @@ class NativeStep:
             end_pad_id=lm.end_of_text_padding_id,
         )
         memory = RowMemory()
-        hear, think, speak, sound = programs = [Program() for _ in range(4)]
+        sites = Sites()
+        hear, think, speak, sound = programs = [Program(sites) for _ in range(4)]
         with torch.inference_mode():
             encode_program(hear, memory, mimi, shape.user_codebooks)
             hidden = temporal_program(think, memory, lm)
             depth_program(speak, memory, lm, hidden)
             decode_program(sound, memory, mimi, lm.dep_q)
-        self.machine = FrameMachine(programs, memory, shape, rows, threads=threads)
+        self.adapters = AdapterMemory(sites.all, count=max_adapters, rank=HIGHEST_RANK)
+        self.machine = FrameMachine(programs, memory, shape, rows, threads=threads, adapters=self.adapters)
 
     @property
     def row_bytes(self) -> int:
@@ -59,8 +61,8 @@ class NativeStep:
 
     def open(self, row: int, params: SamplingParams, adapter: int, seed: int) -> None:
         """Start a row from nothing."""
-        assert adapter == 0, "the engine has refused others"
         self.machine.reset(row)
+        self.use_adapter(row, adapter)
         cards = (self.machine.shape.text_card, self.machine.shape.card)
         how = self.machine.sampling[row]
         how["seed"] = seed
@@ -71,6 +73,10 @@ class NativeStep:
         how["penalty"] = params.repetition_penalty
         how["window"] = 0 if params.repetition_penalty == 1.0 else params.repetition_penalty_context
         how["remembered"] = 0
+
+    def use_adapter(self, row: int, adapter: int) -> None:
+        """From its next step on, a row speaks with this adapter; its past stays what it was."""
+        self.machine.adapter[row] = adapter
 
     def close(self, row: int) -> None:
         """Nothing to do: a row that does not move costs nothing."""

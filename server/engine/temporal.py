@@ -4,7 +4,7 @@ from typing import Any
 
 from kernels.cpu import Program, RowMemory
 from kernels.cpu.program import LANES, Counter
-from server.engine.layers import embedding_table, norm, require, transformer
+from server.engine.layers import embedding_table, linear_names, norm, require, transformer
 
 __all__ = ["TEXT", "pick_scratch", "temporal_program"]
 
@@ -20,9 +20,10 @@ def temporal_program(program: Program, memory: RowMemory, lm: Any) -> int:
     text_card = lm.text_linear.out_features
     logits = memory.scratch(text_card)
     program.column(x, [embedding_table(lm.text_emb), *(embedding_table(table) for table in lm.emb)])
-    transformer(program, memory, lm.transformer, x, counter=Counter.STEPS)
+    names = linear_names(lm)
+    transformer(program, memory, lm.transformer, x, counter=Counter.STEPS, names=names)
     norm(program, lm.out_norm, x, hidden)
-    program.matmul(hidden, logits, lm.text_linear.weight, lm.text_linear.bias)
+    program.matmul(hidden, logits, lm.text_linear.weight, lm.text_linear.bias, name=names[id(lm.text_linear)])
     program.pick(logits, pick_scratch(memory, text_card), text_card, TEXT)
     return hidden
 

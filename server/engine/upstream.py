@@ -32,6 +32,9 @@ __all__ = ["DepthStep", "StreamingCodec", "TemporalStep", "UpstreamStep"]
 class UpstreamStep:
     """All rows' state in upstream's modules, which it puts in streaming mode: a model belongs to one of these."""
 
+    adapters = None
+    """Upstream's own adapters are for all rows at once."""
+
     def __init__(self, checkpoint: Checkpoint, rows: int, device: torch.device) -> None:
         self._device = device
         self._rows = rows
@@ -71,6 +74,10 @@ class UpstreamStep:
             self._temporal.reset(row_B)
             self._columns.reset(row_B)
             self._sampling.set(row, params, seed)
+
+    def use_adapter(self, row: int, adapter: int) -> None:
+        """Nothing to do: there is but one."""
+        assert adapter == 0, f"row {row}: the engine has refused others"
 
     def close(self, row: int) -> None:
         """Ask nothing more for a row."""

@@ -117,10 +117,12 @@ static void run(const batch *b, int which, const int32_t *rows, int n) {
     float *base[n];
     for (int i = 0; i < n; i++) base[i] = floats_of(m, rows[i]);
     for (const op *o = m->program[which], *end = o + m->ops[which]; o < end; o++)
-        if (o->code == OP_MATMUL)
+        if (o->code == OP_MATMUL) {
             matmul(o, base, n);
-        else
+            if (o->site >= 0) adapt(o, m, rows, base, n);
+        } else {
             for (int i = 0; i < n; i++) one_row(o, b, rows[i]);
+        }
 }
 
 /* Write what the caller said into the grid, and take out what the model reads now. */
@@ -223,4 +225,6 @@ void frame_layout(int64_t *sizes) {
     sizes[2] = sizeof(model);
     sizes[3] = OP_SAY;
     sizes[4] = COUNTERS;
+    sizes[5] = sizeof(lora);
+    sizes[6] = HIGHEST_RANK;
 }

@@ -123,4 +123,35 @@ static void matmul(const op *o, float *const *base, int n) {
     if (filled) chunk_matmul(o, x, y, filled);
 }
 
+/* What the rows' adapters add to a product. Rows of one adapter are worked on together. */
+static void adapt(const op *o, const model *m, const int32_t *rows, float *const *base, int n) {
+    static const int32_t none = 0;
+    for (int first = 0; first < n; first++) {
+        const int32_t adapter = m->adapter[rows[first]];
+        int seen = adapter == none;
+        for (int i = 0; i < first && !seen; i++) seen = m->adapter[rows[i]] == adapter;
+        if (seen) continue;
+        const lora *added = m->loras + adapter * m->sites + o->site;
+        if (!added->a) continue;
+        float inner[CHUNK][HIGHEST_RANK];
+        const float *x[CHUNK], *middle[CHUNK];
+        float *to_middle[CHUNK], *y[CHUNK];
+        const op down = {.in = o->in, .out = (int32_t)added->rank, .w = added->a};
+        const op up = {.in = (int32_t)added->rank, .out = o->out, .w = added->b, .add = 1};
+        for (int i = first; i < n;) {
+            int filled = 0;
+            for (; i < n && filled < CHUNK; i++)
+                if (m->adapter[rows[i]] == adapter) {
+                    x[filled] = base[i] + o->x;
+                    middle[filled] = to_middle[filled] = inner[filled];
+                    y[filled++] = base[i] + o->y;
+                }
+            if (filled) {
+                chunk_matmul(&down, x, to_middle, filled);
+                chunk_matmul(&up, middle, y, filled);
+            }
+        }
+    }
+}
+
 #endif

@@ -8,6 +8,8 @@
 
 #include <stdint.h>
 
+#define HIGHEST_RANK 128
+
 enum {
     OP_MATMUL,    /* y[t] = w x[t] (+ bias) (+ y[t]): linear layers and convolutions alike */
     OP_ELU,       /* y = elu(x), n numbers */
@@ -39,12 +41,20 @@ typedef struct {
     int32_t capacity;    /* of a ring */
     int32_t position;    /* of an attention without a counter */
     int32_t which;       /* of a row's lists of tokens */
+    int32_t site;        /* of a product that adapters change; -1: none */
+    int32_t unused;
     int64_t x, y;        /* offsets in floats */
     int64_t ring, table; /* of an attention: offsets of its ring and of its cosines, -1: none */
     int64_t x_stride, y_stride;
     const void *w, *w2;
     double scale;
 } op;
+
+/* What one adapter adds to one product: y += b (a x), `scale` being in b already. Panels of float32, as weights. */
+typedef struct {
+    const float *a, *b; /* NULL: nothing */
+    int64_t rank;
+} lora;
 
 /* How a row turns logits into tokens. */
 typedef struct {
@@ -73,6 +83,9 @@ typedef struct {
     float *logprob_ring;     /* [rows][ring] */
     int32_t *tokens;         /* [rows][4][codebooks]: said, heard, read now, complete */
     sampling *how;           /* [rows] */
+    const int32_t *adapter;  /* [rows]; 0 is the model as it was loaded */
+    const lora *loras;       /* [adapters][sites] */
+    int64_t sites;
 } model;
 
 enum { SAID, HEARD_TOKENS, READ, COMPLETE };

@@ -1,0 +1,141 @@
+"""Read an adapter's folder and refuse what is not whole, not finite or not made for this model.
+
+The layout is the `moshi` package's own, which its loaders take: `lora.safetensors` with `NAME.lora_A.weight` `[R, I]`
+and `NAME.lora_B.weight` `[O, R]` for every linear layer (zeros where nothing was learned), and `config.json` with
+`lora`, `lora_rank` and `lora_scaling`. The weights' header names the model they were learned on: `base_sha256`, the
+SHA-256 of its language model's file. This file owns what can be wrong with files; it knows nothing of rows.
+
+Legend: R rank, I and O widths of a linear layer.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import safetensors
+import torch
+
+from kernels.cpu import LowRank
+from server.errors import AdapterError
+
+__all__ = ["ADAPTER_WEIGHTS", "BASE_KEY", "AdapterFile", "Widths", "file_sha256", "read_adapter"]
+
+ADAPTER_WEIGHTS: Final = "lora.safetensors"
+BASE_KEY: Final = "base_sha256"
+_CONFIG: Final = "config.json"
+_HALVES: Final = ("lora_A", "lora_B")
+
+
+class Widths(NamedTuple):
+    """Of a linear layer."""
+
+    width_in: int
+    width_out: int
+
+
+class AdapterFile(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """An adapter that was read and found good. `parts` are float32, one for every linear layer of the model."""
+
+    folder: Path
+    sha256: str
+    rank: int
+    scaling: float
+    parts: dict[str, LowRank]
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_adapter(
+    folder: Path, layers: Mapping[str, Widths], *, base_sha256: str, max_rank: int, sha256: str | None = None
+) -> AdapterFile:
+    """Read and check the adapter in `folder` for a model with these linear `layers`.
+
+    `sha256` is that of the weights' file where the caller knows what it must be. Raises `AdapterError`.
+    """
+    rank, scaling = _settings(folder, max_rank)
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        raise _refused(folder, f"no {ADAPTER_WEIGHTS} in it", "the adapter's weights", "copy the whole folder")
+    found = file_sha256(path)
+    if sha256 is not None and found != sha256:
+        raise _refused(folder, f"weights with SHA-256 {found}", f"SHA-256 {sha256}", "copy it again")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            _check_base(folder, file.metadata() or {}, base_sha256)
+            _check_names(folder, set(file.keys()), layers)
+            parts = {name: _part(folder, file, name, widths, rank) for name, widths in layers.items()}
+    except safetensors.SafetensorError as problem:
+        raise _refused(folder, f"weights that cannot be read ({problem})", "safetensors", "copy it again") from problem
+    return AdapterFile(folder=folder, sha256=found, rank=rank, scaling=scaling, parts=parts)
+
+
+def _settings(folder: Path, max_rank: int) -> tuple[int, float]:
+    path = folder / _CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise _refused(
+            folder, f"{_CONFIG} that cannot be read ({problem})", "a JSON object", "copy it again"
+        ) from problem
+    lora = config.get("lora") if isinstance(config, dict) else None
+    if lora is not True:
+        raise _refused(folder, f"{_CONFIG} with lora = {lora!r}", "lora = true", "name an adapter's folder")
+    rank, scaling = config.get("lora_rank"), config.get("lora_scaling")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= max_rank:
+        raise _refused(
+            folder, f"lora_rank = {rank!r}", f"1 to {max_rank}", "train it with a lower rank, or make room for this one"
+        )
+    if not isinstance(scaling, int | float) or isinstance(scaling, bool) or not 0 < scaling < float("inf"):
+        raise _refused(folder, f"lora_scaling = {scaling!r}", "a number above 0", "correct config.json")
+    return rank, float(scaling)
+
+
+def _check_base(folder: Path, metadata: Mapping[str, str], base_sha256: str) -> None:
+    if (base := metadata.get(BASE_KEY)) != base_sha256:
+        raise _refused(
+            folder,
+            f"an adapter of the model {base or 'without a name'}",
+            f"one of {base_sha256}",
+            "use the checkpoint that it was learned on",
+        )
+
+
+def _check_names(folder: Path, found: set[str], layers: Mapping[str, Widths]) -> None:
+    wanted = {f"{name}.{half}.weight" for name in layers for half in _HALVES}
+    for names, what in ((sorted(wanted - found), "missing"), (sorted(found - wanted), "unknown")):
+        if names:
+            raise _refused(
+                folder,
+                f"{len(names)} {what} tensors, among them {names[0]}",
+                "lora_A and lora_B of every linear layer, and nothing else",
+                "fill in zeros where nothing was learned",
+            )
+
+
+def _part(folder: Path, file: Any, name: str, widths: Widths, rank: int) -> LowRank:
+    halves = []
+    shapes = ((rank, widths.width_in), (widths.width_out, rank))
+    for half, shape in zip(_HALVES, shapes, strict=True):
+        tensor = file.get_tensor(f"{name}.{half}.weight")
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            raise _refused(
+                folder,
+                f"{name}.{half} of {tensor.dtype} {list(tensor.shape)}",
+                f"floats {list(shape)}",
+                "train it again",
+            )
+        if not torch.isfinite(tensor).all():
+            raise _refused(folder, f"{name}.{half} with numbers that are not finite", "finite ones", "train it again")
+        halves.append(tensor.float())
+    return LowRank(*halves)
+
+
+def _refused(folder: Path, got: str, expected: str, remedy: str) -> AdapterError:
+    return AdapterError(f"{folder.name}, {got}", expected=expected, remedy=remedy)
