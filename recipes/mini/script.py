@@ -29,6 +29,8 @@ COUNTS = {"hibari": 10_000, "kokoro": 64, "festival": 250}
 QUICK = 400
 FILLER_EVERY = 12
 ALWAYS = ("my_name", "stop", "there")
+STRANGE = {"kokoro": 6}  # pieces of sentences that ask nothing
+QUICK_STRANGE = 24
 
 
 def lines(voice: str, *, scale: float = 1.0) -> list[dict]:
@@ -46,7 +48,13 @@ def lines(voice: str, *, scale: float = 1.0) -> list[dict]:
     filler = wordings.phonetic_filler()
     rng.shuffle(filler)
     hums = [_filler(text) for text in wordings.BACKCHANNELS]
-    return hums + chosen + [_filler(text) for text in filler[: count // FILLER_EVERY]] + _always(rng)
+    return (
+        hums
+        + chosen
+        + [_filler(text) for text in filler[: count // FILLER_EVERY]]
+        + _always(rng)
+        + _strange(voice, scale)
+    )
 
 
 def own_lines(callers: list[str], *, scale: float) -> list[dict]:
@@ -82,6 +90,20 @@ def _always(rng: random.Random) -> list[dict]:
     """What every caller needs a few times, however short the list: it is said at special moments."""
     groups = ([q for q in wordings.questions() if q.kind == kind] for kind in ALWAYS)
     return [dict(q.__dict__) for group in groups for q in rng.sample(group, 2)]
+
+
+def _strange(voice: str, scale: float) -> list[dict]:
+    """Pieces of the tellings as a caller might say them to somebody else: Dua does not know what to make of them."""
+    rng = random.Random(zlib.crc32(f"{voice} strange".encode()))
+    words = [told.replace(",", "").replace(".", "").lower().split() for told in wordings.TELLINGS.values()]
+    unknown = next(q for q in wordings.questions() if q.category == "unknown")
+    found = []
+    for _ in range(int(STRANGE.get(voice.split(maxsplit=1)[0], QUICK_STRANGE) * scale)):
+        told = rng.choice(words)
+        start = rng.randrange(len(told) - 4)
+        text = " ".join(told[start : start + rng.randint(4, 9)]).capitalize() + "."
+        found.append(unknown.__dict__ | {"text": text, "kind": "strange"})
+    return found
 
 
 def _filler(text: str) -> dict:
