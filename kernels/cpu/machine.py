@@ -6,13 +6,13 @@ the delayed grid. This file owns every array that C reads and writes; it knows n
 Legend: B rows, S samples of a frame, K all codebooks (text, the model's audio, the user's audio).
 """
 
+import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from kernels.cpu.adapters import AdapterMemory
@@ -94,9 +94,10 @@ class FrameMachine:
         self.programs = tuple(programs)
         self.shape = shape
         self.rows = rows
-        self.row_bytes: int = 4 * memory.floats
-        """Memory of one row that has been used; of one that has not, next to none."""
-        self.memory = torch.empty(rows, memory.floats).numpy()  # aligned, and its pages come when they are touched
+        self.row_bytes: int = -(-4 * memory.floats // mmap.PAGESIZE) * mmap.PAGESIZE
+        """Memory of one row that is in use; of one that is not, none."""
+        self._pages = _pages(rows * self.row_bytes)
+        self.memory = np.frombuffer(self._pages, np.float32).reshape(rows, -1)
         self.counters = np.zeros((rows, len(Counter)), np.int64)
         self._states = memory.states
         self._ops = [program.finish() for program in programs]
@@ -117,9 +118,14 @@ class FrameMachine:
             self.memory[row, state] = 0.0
         self.counters[row] = 0
 
+    def release(self, row: int) -> None:
+        """Give a row's memory back to the system. It must be reset before it is stepped again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED, row * self.row_bytes, self.row_bytes)
+
     def age(self, row: int, frames: int) -> None:
         """Let a row cost what a call of `frames` frames costs: its rings are written, and all of them are read."""
-        self.memory[row] = 0.0
+        self.memory[row] = 0.0  # pages that were never written would all be the same one, and in the cache
         self.counters[row] = np.maximum(self.counters[row], frames)
 
     def step(self, pcm_BS: NDArray[np.float32], rows: NDArray[np.int32]) -> Frame:
@@ -198,3 +204,10 @@ class FrameMachine:
         for name, value in numbers.items():
             model[name] = value
         return model
+
+
+def _pages(size: int) -> mmap.mmap:
+    """Memory in pages that come when they are touched."""
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

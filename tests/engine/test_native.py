@@ -94,6 +94,24 @@ def test_an_old_call_says_what_it_would_have_said(tiny: Path) -> None:
     same_bits(converse(engine, 1, pcm), wanted)
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's own count of pages")
+def test_a_closed_row_gives_its_memory_back(mini: Path) -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    engine = Engine.load(mini, slots=8, device="cpu", work="native")
+    assert isinstance(engine._work, NativeStep)
+    engine.warm_up()
+    before, row = resident_bytes(), engine._work.row_bytes
+    for slot in range(8):
+        engine.open(slot, seed=slot)
+        engine._work.age(slot, engine.context_frames)
+    assert resident_bytes() - before > 7 * row
+    for slot in range(8):
+        engine.close(slot)
+    assert resident_bytes() - before < row
+
+
 def test_a_row_that_stands_still_costs_no_bits(tiny: Path) -> None:
     engine = Engine.load(tiny, slots=2, device="cpu", work="native")
     assert isinstance(engine._work, NativeStep)
