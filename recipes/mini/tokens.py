@@ -33,7 +33,7 @@ LEAD_FRAMES, TAIL_FRAMES = 60, 12  # silence round a reply when it is encoded
 
 def heard_vocabulary() -> list[str]:
     """Words callers say in training; the index in this list is the label, 0 is none."""
-    spoken = [q.text for q in wordings.questions()] + list(wordings.BACKCHANNELS)
+    spoken = [*(q.text for q in wordings.questions()), *wordings.BACKCHANNELS, *wordings.TELLINGS.values()]
     return ["", *sorted({w for line in spoken for w in align.words_of(line)})]
 
 
