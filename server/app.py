@@ -41,7 +41,7 @@ class Server:
 
     def __init__(self, config: ServerConfig, load: Callable[[int], Engine], *, ceiling: int = 64) -> None:
         self.metrics = Metrics()
-        self.guard = LoadGuard(self._on_pressure)
+        self.guard = LoadGuard(self._on_pressure, lambda: self.scheduler.step_age_s)
         self.scheduler = Scheduler(
             load=load,
             limits=Limits(slots=None if config.slots == "auto" else config.slots, ceiling=ceiling),

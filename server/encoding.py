@@ -13,7 +13,6 @@ import av
 import msgspec
 
 from server.boxes import Reply
-from server.engine import StageSeconds
 from server.session import Session
 from server.sound import SoundEncoder
 from server.tick import Answer, Step
@@ -32,12 +31,10 @@ class EncodedReply(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class EncodedStep(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A step on its way to the event loop."""
+    """A step on its way to the event loop, where its answers' sound is no longer needed."""
 
+    step: Step
     replies: list[EncodedReply]
-    step_s: float
-    stages: StageSeconds
-    damaged: int
 
 
 class EncodingThread:
@@ -56,14 +53,7 @@ class EncodingThread:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _encode(self, step: Step) -> None:
-        self._deliver(
-            EncodedStep(
-                replies=[_reply(answer, step) for answer in step.answers],
-                step_s=step.stepped_at - step.began_at,
-                stages=step.stages,
-                damaged=step.damaged,
-            )
-        )
+        self._deliver(EncodedStep(step=step, replies=[_reply(answer, step) for answer in step.answers]))
 
 
 def _reply(answer: Answer, step: Step) -> EncodedReply:

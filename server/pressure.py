@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 _INTERVAL_S: Final = 1.0
 _LATE_SHARE: Final = 0.02
 """A second in which more of the frames were late is a late second. The promise is 1 %, over longer times."""
-_LONGEST_LAG_S: Final = 0.08
+_LONGEST_S: Final = 0.08
 _CLOSE_AFTER: Final = 3
 _REOPEN_AFTER: Final = 5
 
@@ -25,12 +25,14 @@ _REOPEN_AFTER: Final = 5
 class LoadGuard:
     """Closes admission after three late seconds in a row, and opens it again after five good ones.
 
-    `on_change` is told whether admission is open. A second without frames is a good one.
+    `on_change` is told whether admission is open. `step_age_s` says how long the engine's present step has taken: a
+    second in which nothing was answered is good only if nothing was being computed.
     """
 
-    def __init__(self, on_change: Callable[[bool], None]) -> None:
+    def __init__(self, on_change: Callable[[bool], None], step_age_s: Callable[[], float] = lambda: 0.0) -> None:
         self.open = True
         self._on_change = on_change
+        self._step_age_s = step_age_s
         self._answers = 0
         self._late = 0
         self._run_length = 0
@@ -42,7 +44,8 @@ class LoadGuard:
 
     def judge(self, lag_s: float) -> None:
         """End a second in which the event loop was behind its clock by `lag_s`."""
-        late = self._late > _LATE_SHARE * self._answers or lag_s > _LONGEST_LAG_S
+        stuck_s = max(lag_s, self._step_age_s())
+        late = self._late > _LATE_SHARE * self._answers or stuck_s > _LONGEST_S
         self._run_length = self._run_length + 1 if late == self.open else 0
         if self._run_length >= (_CLOSE_AFTER if self.open else _REOPEN_AFTER):
             self._turn()
@@ -61,9 +64,9 @@ class LoadGuard:
             log.info("on time for %d s: callers are admitted again", _REOPEN_AFTER)
         else:
             log.warning(
-                "%d of the last second's %d frames were late, for the %drd second in a row: nobody new is admitted",
+                "late for %d s (%d of the last second's %d frames): nobody new is admitted",
+                _CLOSE_AFTER,
                 self._late,
                 self._answers,
-                _CLOSE_AFTER,
             )
         self._on_change(self.open)

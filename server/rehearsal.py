@@ -19,7 +19,6 @@ from aiohttp import web
 from server import protocol
 from server.boxes import Reply
 from server.config import ServerConfig
-from server.engine import SamplingParams
 from server.metrics import Metrics
 from server.ogg import OggWriter
 from server.parameters import CallParameters
@@ -80,7 +79,7 @@ class _Echo:
         self._news = asyncio.Event()
         self._session = Session(
             model=model,
-            parameters=CallParameters(sampling=SamplingParams()),
+            parameters=CallParameters(sampling=model.recommended_sampling),
             config=self._config,
             metrics=Metrics(),
             on_frame=self._answer,

@@ -31,7 +31,7 @@ from server.protocol import FRAME_MS
 from server.rehearsal import rehearse
 from server.session import ModelInfo, Session
 from server.sound import OPUS_RATES_HZ
-from server.tick import Rows
+from server.tick import Rows, Step
 
 __all__ = ["Health", "Scheduler"]
 
@@ -81,6 +81,7 @@ class Scheduler:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stopping = False
+        self._rows: Rows | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._encoding = EncodingThread(lambda step: self._post(lambda: self._deliver(step)))
         self._thread = threading.Thread(target=self._run, name="duologue-tick", daemon=True)
@@ -101,6 +102,11 @@ class Scheduler:
     def wake(self) -> None:
         """Say that a frame is in an inbox. Never blocks."""
         self._wake.set()
+
+    @property
+    def step_age_s(self) -> float:
+        """How long the engine's present step has taken; 0 between steps and before the engine is ready."""
+        return self._rows.step_age_s if self._rows is not None else 0.0
 
     async def open(self, session: Session, slot: int) -> None:
         """Start a conversation in a slot; its frames are taken from then on.
@@ -125,11 +131,12 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
-            self._prepare()
+            rows = self._rows = self._prepare()
+            self._tell(Health.READY)
             while not self._stopping:
                 self._obey()
-                if not self._tick():
-                    self._wake.wait(self._rows.wait_s())
+                if not self._tick(rows):
+                    self._wake.wait(rows.wait_s())
                     self._wake.clear()
             self._obey()
         except DuologueError as problem:
@@ -138,7 +145,7 @@ class Scheduler:
             log.exception("the engine has failed")
             self._fail(f"{type(problem).__name__}: {problem}")
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> Rows:
         """Load the engine and find out what it can hold: about a second of the start goes into the latter."""
         self._engine, step_s = load_wide(lambda slots: _checked(self._load(slots)), self._limits, frame_s=_FRAME_S)
         model = _describe(self._engine)
@@ -151,10 +158,9 @@ class Scheduler:
             step_s=step_s,
             caller=caller,
         )
-        self._rows = Rows(self._engine)
         self.model = model
         _spare_collector()
-        self._tell(Health.READY)
+        return Rows(self._engine)
 
     def _fail(self, problem: str) -> None:
         self.problem = problem
@@ -183,6 +189,7 @@ class Scheduler:
         if self.health is Health.FAILED:
             opened.set_exception(ServerFailedError())
             return
+        assert self._rows is not None, "nobody is let in before the engine is ready"
         parameters = session.parameters
         try:
             well = self._rows.open(session, slot, parameters.sampling, parameters.seed)
@@ -195,12 +202,12 @@ class Scheduler:
             opened.set_exception(FaultError())
 
     def _close(self, session: Session, slot: int) -> None:
-        if self.health is not Health.FAILED:
+        if self.health is not Health.FAILED and self._rows is not None:
             self._rows.close(session, slot)
 
-    def _tick(self) -> bool:
+    def _tick(self, rows: Rows) -> bool:
         """Step once if anybody has a frame, and hand over what came of it. Returns whether anybody had one."""
-        tick = self._rows.tick()
+        tick = rows.tick()
         if tick is None:
             return False
         for step in tick.steps:
@@ -209,21 +216,24 @@ class Scheduler:
             self._post(session.endings.fail)
         return True
 
-    def _deliver(self, step: EncodedStep) -> None:
+    def _deliver(self, encoded: EncodedStep) -> None:
         """On the event loop again."""
         assert self.model is not None, "it is described before the first step"
-        metrics = self._metrics
+        self._measure(encoded.step, self.model.frame_s)
+        now, late = time.monotonic(), 0
+        for each in encoded.replies:
+            each.session.take_reply(each.reply, each.encoder)
+            late += now - each.reply.due_at > self.model.frame_s
+        self._on_answers(len(encoded.replies), late)
+
+    def _measure(self, step: Step, frame_s: float) -> None:
+        metrics, step_s = self._metrics, step.stepped_at - step.began_at
         metrics.damaged.inc(step.damaged)
-        metrics.observe(Stage.STEP, step.step_s)
+        metrics.observe(Stage.STEP, step_s)
         for stage, seconds in msgspec.structs.asdict(step.stages).items():
             metrics.observe(Stage(stage), seconds)
-        if step.step_s > self.model.frame_s:
+        if step_s > frame_s:
             metrics.overruns.inc()
-        now, late = time.monotonic(), 0
-        for encoded in step.replies:
-            encoded.session.take_reply(encoded.reply, encoded.encoder)
-            late += now - encoded.reply.due_at > self.model.frame_s
-        self._on_answers(len(step.replies), late)
 
 
 def _checked(engine: Engine) -> Engine:

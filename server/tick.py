@@ -67,6 +67,13 @@ class Rows:
         self._pcm = np.zeros((engine.slots, engine.frame_size), np.float32)
         self._active = np.zeros(engine.slots, np.bool_)
         self._faults = 0
+        self._began_at: float | None = None
+
+    @property
+    def step_age_s(self) -> float:
+        """How long the present step has taken; 0 between steps. May be asked from another thread."""
+        began_at = self._began_at
+        return 0.0 if began_at is None else time.monotonic() - began_at
 
     def open(self, session: Session, slot: int, sampling: SamplingParams, seed: int | None) -> bool:
         """Start a conversation in a slot. Returns whether the engine could; raises when it is broken."""
@@ -113,12 +120,15 @@ class Rows:
         return taken
 
     def _step(self, taken: _Taken) -> Step:
-        began_at = time.monotonic()
+        self._began_at = began_at = time.monotonic()
         self._active[:] = False
         for slot, (_, frame) in taken.items():
             self._pcm[slot] = frame.pcm
             self._active[slot] = True
-        out = self._engine.step(self._pcm, self._active)
+        try:
+            out = self._engine.step(self._pcm, self._active)
+        finally:
+            self._began_at = None
         return Step(
             answers=_answers(taken, out),
             began_at=began_at,

@@ -74,7 +74,7 @@ def test_few_rooms_know_the_engine() -> None:
         for name in imported(path)
         if within(name, {"server.engine"})
     }
-    assert knowing == {"scheduler.py", "session.py", "parameters.py", "app.py", "__main__.py"}
+    assert knowing == {"scheduler.py", "tick.py", "capacity.py", "session.py", "parameters.py", "app.py", "__main__.py"}
 
 
 @pytest.mark.parametrize("path", LIGHT)

@@ -64,6 +64,19 @@ def test_a_late_second_while_closed_begins_the_five_again() -> None:
     assert guard.said == [False, True]
 
 
+def test_a_step_that_does_not_end_counts_even_though_nothing_is_answered() -> None:
+    said: list[bool] = []
+    age_s = 2.0
+    guard = LoadGuard(said.append, lambda: age_s)
+    for _ in range(3):
+        guard.judge(0.0)
+    assert said == [False]
+    age_s = 0.01
+    for _ in range(5):
+        guard.judge(0.0)
+    assert said == [False, True]
+
+
 def test_an_event_loop_that_is_late_counts_even_without_callers() -> None:
     guard = Second()
     for _ in range(3):

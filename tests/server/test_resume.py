@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from server.engine import Engine
 from tests.server.caller import Caller, calling, voice
 from tests.server.live import LiveServer, serving, until
 from tests.server.ogg import pages
+from tests.server.test_bad_input import _upgraded_by_hand
 
 
 def drop(caller: Caller) -> None:
@@ -222,6 +224,20 @@ async def test_a_neighbour_does_not_notice(tiny: Path) -> None:
         await alone.talk(voice(4), answers=4)
         await alone.until(lambda: len(alone.words) >= len(disturbed))
         assert alone.words == disturbed
+
+
+async def test_a_peer_that_answers_no_ping_is_parked_and_may_come_back(tiny: Path) -> None:
+    """Its connection stays open, as TCP sees it: it went into a tunnel."""
+    async with serving(tiny, heartbeat_s=0.5, resume_grace_s=30.0) as live:
+        reader, writer = await _upgraded_by_hand(live)
+        received = b""
+        while not (found := re.search(rb'"resume_token":"([^"]+)"', received)):
+            received += await reader.read(4096)
+        await parked(live)
+        async with resuming(live, found[1].decode()) as back:
+            await back.greeted()
+            assert len(await back.talk(voice(3))) == 2
+        writer.close()
 
 
 async def test_parked_calls_do_not_hold_up_a_drain(tiny: Path) -> None:
