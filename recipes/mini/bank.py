@@ -101,8 +101,10 @@ def _fill(arguments: argparse.Namespace, names: list[str]) -> None:
     """Add every line of the scripts that the bank lacks; those that could not be aligned are tried again."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     scripts = {name: script.lines(name, scale=arguments.scale) for name in names}
-    if arguments.voices and voices.MODEL_VOICE in scripts:
-        scripts[voices.MODEL_VOICE] = script.own_lines(arguments.voices, scale=arguments.scale)
+    if arguments.own in scripts and arguments.own != voices.MODEL_VOICE:
+        scripts[arguments.own] = script.own_lines()
+    elif arguments.own in scripts and arguments.voices:
+        scripts[arguments.own] = script.own_lines(arguments.voices, scale=arguments.scale)
     spoken = {name: _spoken(arguments.out, name) for name in names}
     for name in names:
         if arguments.reuse and not spoken[name]:
@@ -144,10 +146,11 @@ def main() -> None:
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--reuse", type=Path, help="an older bank")
     parser.add_argument("--scale", type=float, default=1.0, help="share of each caller's lines that is spoken")
+    parser.add_argument("--own", default=voices.MODEL_VOICE, help="whose voice the model has")
     parser.add_argument("--voices", nargs="*", help="callers, if not all")
     arguments = parser.parse_args()
     part, parts = (int(x) for x in arguments.part.split("/"))
-    wanted = set(arguments.voices or (*voices.USERS, *voices.HELDOUT)) | {voices.MODEL_VOICE}
+    wanted = set(arguments.voices or (*voices.USERS, *voices.HELDOUT)) | {arguments.own}
     everyone = [voices.MODEL_VOICE, *voices.CLASSIC_USERS, *voices.HELDOUT, *voices.KOKORO_USERS]
     quick = [v for v in everyone if v in wanted and not v.startswith("kokoro")]
     slow = [v for v in everyone if v in wanted and v.startswith("kokoro")]

@@ -45,12 +45,14 @@ MEMORY = {
 class Recipe:
     """Paths and processes of one run."""
 
-    def __init__(self, work: Path, size: Size, *, clean: bool = False) -> None:
+    def __init__(self, work: Path, size: Size, *, clean: bool = False, second_voice: bool = False) -> None:
         self.work, self.size = work, size
-        self.bank, self.assets = work / "bank", work / "assets"
-        self.codec, self.decoder = work / "codec", work / "decoder"
-        self.shards, self.lm = work / ("shards_clean" if clean else "shards"), work / ("lm_clean" if clean else "lm")
-        self.out = work / ("checkpoint_clean" if clean else "checkpoint")
+        self.bank, self.assets, self.codec = work / "bank", work / "assets", work / "codec"
+        voice, variant = "_second" if second_voice else "", "_clean" if clean else ""
+        self.decoder = work / f"decoder{voice}"
+        self.shards, self.lm = work / f"shards{voice}{variant}", work / f"lm{voice}{variant}"
+        self.out = work / f"checkpoint{voice}{variant}"
+        self._own = ("--own", voices.SECOND_VOICE if second_voice else voices.MODEL_VOICE)
         self._faults = ("--clean",) if clean else ()
         self._running: list[subprocess.Popen[bytes]] = []
 
@@ -117,18 +119,22 @@ class Recipe:
         halves = [self.start("bank", *speech, "--part", f"{i}/2", *callers) for i in range(2)]
         for half in halves:
             self.finish(half, "bank")
+        if self._own[1] != voices.MODEL_VOICE:
+            self.run("bank", *speech, *self._own, "--voices", self._own[1])
 
     def language_model(self) -> None:
         """Language model on one core; conversations and then the decoder on the other."""
         frozen = ("--bank", self.bank, "--codec", self.codec / "codec.pt", *self._least())
         pace = ("--minutes", self.size.decoder_minutes, *self._reports())
-        decoder = self.start("train_decoder", *frozen, "--out", self.decoder, *pace)
+        decoder = self.start("train_decoder", *frozen, *self._own, "--out", self.decoder, *pace)
         tokenizer = self.shards / "tokenizer.model"
         for seed, phase in enumerate(self.size.phases):
             shards = self.shards / f"{phase.frames}"
             shards.mkdir(parents=True, exist_ok=True)
             length = ("--frames", phase.frames, "--seed", seed + 1, "--shard-s", self.size.shard_s)
-            writer = self.start("tokens", *frozen, "--out", shards, "--tokenizer", tokenizer, *length, *self._faults)
+            writer = self.start(
+                "tokens", *frozen, "--out", shards, "--tokenizer", tokenizer, *length, *self._own, *self._faults
+            )
             schedule = ("--minutes", phase.minutes, "--schedule-minutes", self.size.phases[-1].minutes)
             self.run("train_lm", "--shards", shards, "--out", self.lm, *schedule, *self._reports())
             writer.terminate()
@@ -209,10 +215,11 @@ def main() -> None:
     parser.add_argument(
         "--clean", action="store_true", help="train the language model without faults, beside the other"
     )
+    parser.add_argument("--second-voice", action="store_true", help="train a variant that speaks with another voice")
     parser.add_argument("--ship", action="store_true", help="then copy the model into the repository; full size only")
     arguments = parser.parse_args()
-    if arguments.ship and (arguments.size != "full" or arguments.clean):
-        parser.error("--ship goes with --size full and without --clean: rehearsals and ceilings do not ship")
+    if arguments.ship and (arguments.size != "full" or arguments.clean or arguments.second_voice):
+        parser.error("--ship goes with --size full alone: rehearsals, ceilings and variants do not ship")
     size = SIZES[arguments.size]
     check_programs(size)
     work = arguments.work.resolve()
@@ -223,7 +230,7 @@ def main() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit(f"another run works in {work}: wait for it or name another folder")
-        recipe = Recipe(work, size, clean=arguments.clean)
+        recipe = Recipe(work, size, clean=arguments.clean, second_voice=arguments.second_voice)
         try:
             recipe.everything()
         finally:

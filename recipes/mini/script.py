@@ -57,8 +57,10 @@ def lines(voice: str, *, scale: float = 1.0) -> list[dict]:
     )
 
 
-def own_lines(callers: list[str], *, scale: float) -> list[dict]:
-    """What the model's voice needs to answer these callers, right or wrong."""
+def own_lines(callers: list[str] | None = None, *, scale: float = 1.0) -> list[dict]:
+    """What a model's voice needs to answer these callers, right or wrong; without `callers`, everybody."""
+    if callers is None:
+        return [line for line in allowed(voices.MODEL_VOICE).values() if line["kind"] == "reply"]
     asked = {line["reply"] for caller in callers for line in lines(caller, scale=scale) if line["reply"]}
     asked |= {wrong for reply in asked if (wrong := faults.wrong_reply(reply))} | {faults.TAKEOVER}
     return [line for text, line in allowed(voices.MODEL_VOICE).items() if text in asked]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from recipes.mini import bank, text, voices
+from recipes.mini import bank, faults, text, voices, wordings
 from recipes.mini.augment import noise, on_the_way, resampled
 from recipes.mini.bank import Utterance
 from recipes.mini.codec import FRAME_SAMPLES, SAMPLE_RATE
@@ -79,8 +79,9 @@ class Said:
 class Cast:
     """Every voice of the bank, looked up by what is said."""
 
-    def __init__(self, folder: Path, users: list[str], *, at_least: int = 20) -> None:
-        self.replies = self._own(folder)
+    def __init__(self, folder: Path, users: list[str], *, at_least: int = 20, own: str = voices.MODEL_VOICE) -> None:
+        self.replies = _own(folder, own)
+        users = [voice for voice in users if voice != own]
         self._pcm: dict[str, np.ndarray] = {}
         self.asked: dict[str, dict[str, list[Utterance]]] = {}  # voice -> category -> utterances
         self.hums: dict[str, list[Utterance]] = {}
@@ -93,13 +94,16 @@ class Cast:
                     self.asked[voice].setdefault(u.category, []).append(u)
         self.users = [v for v in users if sum(map(len, self.asked[v].values())) >= at_least]
 
-    def _own(self, folder: Path) -> dict[str, Reply]:
-        utterances, pcm = bank.load(folder, voices.MODEL_VOICE)
-        return {u.text: _reply(u, bank.sound_of(u, pcm)) for u in utterances if u.kind == "reply"}
-
     def sound(self, utterance: Utterance) -> np.ndarray:
         """float32 [S] of one utterance."""
         return bank.sound_of(utterance, self._pcm[utterance.voice])
+
+
+def _own(folder: Path, voice: str) -> dict[str, Reply]:
+    """The model's sentences. A voice that is a caller elsewhere may have said some of them as something else."""
+    utterances, pcm = bank.load(folder, voice)
+    known = {*wordings.replies(), *faults.wrong_replies()}
+    return {u.text: _reply(u, bank.sound_of(u, pcm)) for u in utterances if u.kind == "reply" or u.text in known}
 
 
 def _reply(utterance: Utterance, sound: np.ndarray) -> Reply:

@@ -127,7 +127,12 @@ def write_shards(arguments: argparse.Namespace) -> None:
 
 def _writer(arguments: argparse.Namespace, tokenizer: sentencepiece.SentencePieceProcessor, index: int) -> Writer:
     at_least = arguments.at_least
-    cast = Cast(arguments.bank, bank.present(arguments.bank, voices.USERS, at_least=at_least), at_least=at_least)
+    cast = Cast(
+        arguments.bank,
+        bank.present(arguments.bank, voices.USERS, at_least=at_least),
+        at_least=at_least,
+        own=arguments.own,
+    )
     rate = 0.0 if arguments.clean else faults.faults()["rate"]
     return Writer(cast, tokenizer, seed=arguments.seed * 100_000 + index, fault_rate=rate)
 
@@ -145,6 +150,7 @@ def main() -> None:
     parser.add_argument("--ahead", type=int, default=60, help="wait while this many shards are unread")
     parser.add_argument("--shard-s", type=float, default=1300.0, help="seconds of sound in a shard")
     parser.add_argument("--at-least", type=int, default=20, help="utterances below which a voice is left out")
+    parser.add_argument("--own", default=voices.MODEL_VOICE, help="whose voice the model has")
     parser.add_argument("--clean", action="store_true", help="no faults")
     write_shards(parser.parse_args())
 

@@ -40,16 +40,12 @@ SIZES = (2048, 1024, 512, 256)
 class Pairs:
     """Random (codes, clean sound): quantised vectors are looked up from codes encoded once per utterance."""
 
-    def __init__(self, folder: Path, mimi: MimiModel, *, seed: int, at_least: int) -> None:
+    def __init__(self, folder: Path, mimi: MimiModel, *, seed: int, at_least: int, own: str) -> None:
         self._rng = np.random.default_rng(seed)
         self._mimi = mimi
-        others = {v: w for v, w in voice_weights(folder, at_least=at_least).items() if v != voices.MODEL_VOICE}
+        others = {v: w for v, w in voice_weights(folder, at_least=at_least).items() if v != own}
         self._others = {v: bank.load(folder, v) for v in others}
-        self._own = [self._encoded(s) for s in self._own_sounds(folder)]
-
-    def _own_sounds(self, folder: Path) -> list[np.ndarray]:
-        utterances, pcm = bank.load(folder, voices.MODEL_VOICE)
-        return [np.pad(bank.sound_of(u, pcm), (LEAD_FRAMES * FRAME_SAMPLES, 20 * FRAME_SAMPLES)) for u in utterances]
+        self._own = [self._encoded(s) for s in _own_sounds(folder, own)]
 
     @torch.no_grad()
     def _encoded(self, sound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +73,12 @@ class Pairs:
         if rng.random() < 0.3:
             sound = on_the_way(sound, rng) + noise(len(sound), rng, level_dbfs=float(rng.uniform(-75, -50)))
         return self._encoded(sound.astype(np.float32))
+
+
+def _own_sounds(folder: Path, voice: str) -> list[np.ndarray]:
+    """float32 [S] of everything the model's voice says, from silence to silence."""
+    utterances, pcm = bank.load(folder, voice)
+    return [np.pad(bank.sound_of(u, pcm), (LEAD_FRAMES * FRAME_SAMPLES, 20 * FRAME_SAMPLES)) for u in utterances]
 
 
 class Distance(nn.Module):
@@ -249,7 +251,7 @@ def train(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(arguments)
     resumed = trainer.resume()
-    pairs = Pairs(arguments.bank, trainer.mimi, seed=trainer.step, at_least=arguments.at_least)
+    pairs = Pairs(arguments.bank, trainer.mimi, seed=trainer.step, at_least=arguments.at_least, own=arguments.own)
     if not resumed:
         codec.scale_to_unit(trainer.mimi, pairs.batch()[1], decoder=True)
         with torch.no_grad():  # the last convolution should start at the loudness of speech
@@ -282,6 +284,7 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     add_arguments(parser, minutes=60.0)
+    parser.add_argument("--own", default=voices.MODEL_VOICE, help="whose voice the model has")
     parser.add_argument("--at-least", type=int, default=20, help="utterances below which a voice is left out")
     parser.add_argument("--adversarial-from", type=float, default=math.inf)
     train(parser.parse_args())

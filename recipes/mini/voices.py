@@ -18,11 +18,12 @@ import numpy as np
 import soundfile
 import soxr
 
-__all__ = ["CLASSIC_USERS", "HELDOUT", "KOKORO_USERS", "MODEL_VOICE", "SAMPLE_RATE", "USERS", "speak"]
+__all__ = ["CLASSIC_USERS", "HELDOUT", "KOKORO_USERS", "MODEL_VOICE", "SAMPLE_RATE", "SECOND_VOICE", "USERS", "speak"]
 
 SAMPLE_RATE = 16_000
 TARGET_RMS_DBFS = -23.0
 MODEL_VOICE = "hibari heart"
+SECOND_VOICE = "rhvoice bdl"  # says everything in a variant that does not ship, and is no caller there
 KOKORO_USERS = tuple(
     f"kokoro {name}"
     for name in (

@@ -122,3 +122,15 @@ def test_an_interrupted_reply_ends_where_it_was_told_to(cast: Cast) -> None:
     assert not stage.talk.model[int(4.0 * 16_000) :].any()
     assert stage.talk.model[int(3.5 * 16_000) : int(3.9 * 16_000)].any()
     assert set(stage.talk.text[50:]) == {text.PADDING}
+
+
+def test_another_voice_can_be_the_models(tmp_path: Path) -> None:
+    """Then it answers, whatever the sentences were said for, and is no caller any more."""
+    reply = next(q for q in wordings.questions() if q.kind == "stop")
+    for voice in (voices.SECOND_VOICE, CALLER):
+        _store(tmp_path, voice, dict(reply.__dict__))
+    filler = {"text": reply.reply, "kind": "filler", "reply": "", "category": "filler"}
+    _store(tmp_path, voices.SECOND_VOICE, filler)
+    cast = Cast(tmp_path, [CALLER, voices.SECOND_VOICE], at_least=1, own=voices.SECOND_VOICE)
+    assert cast.users == [CALLER]
+    assert set(cast.replies) == {reply.reply}
