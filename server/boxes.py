@@ -1,4 +1,4 @@
-"""The two bounded boxes of a caller: whole frames on their way in, replies on their way out.
+"""The two bounded boxes of a caller: whole frames on their way in, replies on their way out; and a bound on decoding.
 
 The event loop fills the inbox and the tick thread empties it; the outbox lives on the event loop alone. Neither
 ever makes anybody wait: what does not fit is thrown away and counted.
@@ -13,10 +13,14 @@ import msgspec
 
 from server.sound import Frame
 
-__all__ = ["DueFrame", "HeardFrame", "Inbox", "Outbox", "Reply"]
+__all__ = ["DueFrame", "HeardFrame", "Inbox", "Outbox", "Reply", "Throttle"]
 
 _BURST_FRAMES: Final = 4.0
 _MOST_PIECES: Final = 4096
+_BURST_DECODED: Final = 100.0
+_DECODED_PER_SERVED: Final = 4.0
+_FRAME_BYTES: Final = 4096
+"""Bytes that cost about as much as a frame, whatever they decode to: pages may be empty."""
 
 
 class HeardFrame(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -51,6 +55,26 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """When the engine's step began, and when it was done."""
     encode_s: float = 0.0
     """What making Opus of it took, in seconds."""
+
+
+class Throttle:
+    """How fast a caller's sound is decoded, which is the event loop's work, and so everybody's.
+
+    It may be `_DECODED_PER_SERVED` times what the caller is served (the surplus is skipped), after 8 s of sound at
+    once, as after a stall of the network. Who sends more is read more slowly: TCP makes it wait.
+    """
+
+    def __init__(self, *, max_speed: float, frame_s: float) -> None:
+        self._rate_hz = _DECODED_PER_SERVED * max_speed / frame_s
+        self._allowed = _BURST_DECODED
+        self._allowed_at = 0.0
+
+    def spend(self, frames: int, size: int, now: float) -> float:
+        """Note that so many frames, or `size` bytes, were decoded. Returns seconds to wait before the next."""
+        self._allowed = min(_BURST_DECODED, self._allowed + (now - self._allowed_at) * self._rate_hz)
+        self._allowed -= frames + size / _FRAME_BYTES
+        self._allowed_at = now
+        return max(0.0, -self._allowed / self._rate_hz)
 
 
 class Inbox:

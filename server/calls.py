@@ -202,7 +202,7 @@ class CallDesk:
 
     def _is_worth_keeping(self, call: Call) -> bool:
         alone = self._queue is not None and not (self._queue.waiting and self._queue.short_of_slots)
-        return bool(self._config.resume_grace_s) and call.session.slot is not None and alone and not self.draining
+        return self._parking.expects(call) and alone and not self.draining
 
     def _let_go(self, call: Call, reason: str) -> None:
         """End a call for good."""

@@ -89,6 +89,10 @@ class Parking:
         self._calls.remove(found)
         return found
 
+    def expects(self, call: Call) -> bool:
+        """Whether somebody holds a token to come back to the call with."""
+        return call in self._calls
+
     def park(self, call: Call) -> None:
         """Keep a call that lost its socket, for a while."""
         loop = asyncio.get_running_loop()

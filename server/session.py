@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from server import protocol
-from server.boxes import HeardFrame, Inbox, Outbox, Reply
+from server.boxes import HeardFrame, Inbox, Outbox, Reply, Throttle
 from server.config import ServerConfig
 from server.endings import Endings
 from server.engine import SamplingParams
@@ -115,6 +115,7 @@ class Session:
         self._config = config
         self._metrics = metrics
         self._on_frame = on_frame
+        self._throttle = Throttle(max_speed=config.max_speed, frame_s=model.frame_s)
         self._words = WordReader(model.tokenizer, silent=model.silent_tokens)
         self._sockets = 0
         self._heard_frames = 0
@@ -208,8 +209,9 @@ class Session:
             if self.slot is not None:
                 for pcm in frames:
                     self._queue_frame(HeardFrame(pcm=pcm, at=now))
-            if len(ogg) > len(piece):
-                await asyncio.sleep(0)
+            wait_s = self._throttle.spend(len(frames), len(piece), now)
+            if wait_s or len(ogg) > len(piece):
+                await asyncio.sleep(wait_s)
 
     def _queue_frame(self, frame: HeardFrame) -> None:
         if skipped := self.inbox.put(frame):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.boxes import HeardFrame, Inbox, Outbox, Reply
+from server.boxes import HeardFrame, Inbox, Outbox, Reply, Throttle
 
 FRAME_S = 0.08
 
@@ -100,6 +100,18 @@ def test_a_frame_that_the_server_lets_wait_is_overdue() -> None:
         frame = inbox.take(now)
         assert frame is not None
         assert now - frame.due_at >= 0.119
+
+
+@given(st.floats(1.0, 8.0), st.lists(st.tuples(st.integers(0, 9), st.integers(0, 512)), min_size=1, max_size=200))
+def test_nobody_is_decoded_faster_than_four_times_that(max_speed: float, pieces: list[tuple[int, int]]) -> None:
+    throttle, rate_hz = Throttle(max_speed=max_speed, frame_s=FRAME_S), 4 * max_speed / FRAME_S
+    begin = now = 100.0
+    work = 0.0
+    for frames, size in pieces:
+        work += frames + size / 4096
+        now += throttle.spend(frames, size, now)
+        assert work <= 100 + rate_hz * (now - begin) + 1e-6
+    assert now - begin <= max(0.0, work - 100) / rate_hz + 1e-6, "and nobody waits who need not"
 
 
 def test_two_threads_lose_nothing_unaccounted() -> None:

@@ -174,6 +174,31 @@ async def test_a_caller_who_floods_hurts_only_itself(tiny: Path) -> None:
         assert views[flooding.session["id"]].lag_ms <= 400 + 160
 
 
+async def test_a_flood_as_fast_as_the_network_is_read_slowly(tiny: Path) -> None:
+    """Hours of sound in seconds: decoding is everybody's event loop, so TCP has to hold the sender up."""
+    async with serving(tiny, max_speed=2.0) as live, calling(live.url) as neighbour, calling(live.url) as flooding:
+        await asyncio.gather(neighbour.greeted(), flooding.greeted())
+        hour = b"".join(flooding.encode(frame) for frame in voice(100)) * 20
+        began = time.monotonic()
+        flood = asyncio.create_task(_send_for_ever(flooding, hour))
+        for frame in voice(FRAMES):
+            await neighbour.send(1, neighbour.encode(frame))
+            await asyncio.sleep(0.08)
+        await neighbour.until(lambda: len(neighbour.ogg) == FRAMES - 1)
+        spent_s = time.monotonic() - began
+        flood.cancel()
+        views = {view.id: view for view in live.server.desk.views()}
+        flooded = views[flooding.session["id"]]
+        decoded = flooded.heard_frames + flooded.skipped_ms / 80 + flooded.lag_ms / 80
+        assert 100 < decoded < 100 + (spent_s + 0.5) * 8 * 12.5
+        assert views[neighbour.session["id"]].skipped_ms == views[neighbour.session["id"]].dropped_ms == 0
+
+
+async def _send_for_ever(caller: Caller, body: bytes) -> None:
+    while True:
+        await caller.send(1, body)
+
+
 async def test_a_caller_at_half_speed_is_served_at_half_speed(tiny: Path, alone: Heard) -> None:
     async with serving(tiny) as live, undisturbed(live, alone), calling(live.url) as slow:
         await slow.greeted()
