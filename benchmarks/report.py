@@ -19,6 +19,7 @@ __all__ = ["BenchmarkReport", "Machine", "Row", "compare", "note", "parser", "pu
 Better = Literal["lower", "higher"]
 
 _CPU_INFO: Final = Path("/proc/cpuinfo")
+_LOAD_BEFORE: Final = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +47,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     moshi: str
     threads: str
     """OMP_NUM_THREADS, or that it was not set."""
+    load_before: float | None
+    """Programs that wanted a core in the minute before (the load average): above 1, figures are not to be trusted."""
 
 
 class BenchmarkReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +112,7 @@ def this_machine() -> Machine:
         torch=version("torch"),
         moshi=version("moshi"),
         threads=os.environ.get("OMP_NUM_THREADS", "not set"),
+        load_before=_LOAD_BEFORE,
     )
 
 
@@ -144,7 +148,7 @@ def _table(report: BenchmarkReport) -> str:
     machine = report.machine
     place = f"{machine.cpu}, {machine.cores} cores, torch {machine.torch}, OMP_NUM_THREADS {machine.threads}"
     lines = [
-        f"{report.benchmark} on {place}",
+        f"{report.benchmark} on {place}; load before: {machine.load_before}",
         f"{'':36}{'value':>12} {'unit':14}{'peer':>12}{'ratio':>8}{'goal':>8}",
     ]
     for row in report.rows:

@@ -22,7 +22,7 @@ def test_the_json_is_one_object_with_every_key_in_every_row() -> None:
     (line,) = lines
     report = json.loads(line)
     assert set(report) == {"benchmark", "machine", "rows"}
-    assert {"cpu", "cores", "torch", "moshi", "python", "threads"} <= set(report["machine"])
+    assert {"cpu", "cores", "torch", "moshi", "python", "threads", "load_before"} <= set(report["machine"])
     assert all(set(row) == ROW for row in report["rows"])
 
 
