@@ -79,7 +79,8 @@ class NativeStep:
         self.machine.adapter[row] = adapter
 
     def close(self, row: int) -> None:
-        """Nothing to do: a row that does not move costs nothing."""
+        """Give the row's memory back."""
+        self.machine.release(row)
 
     def age(self, row: int, frames: int) -> None:
         """Let an open row cost what a call of `frames` frames costs. What it then says means nothing."""
