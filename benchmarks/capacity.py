@@ -113,7 +113,7 @@ def _settled_load(url: str, callers: int, seconds: float, seed: int) -> LoadRepo
 
 def _rows(ours: Held, stock: Held, ours_alone: LoadReport, stock_alone: LoadReport) -> list[Row]:
     def delay(report: LoadReport) -> float | None:
-        return report.own_delay_ms.p50 if report.own_delay_ms else None
+        return report.delay_ms.p50 if report.delay_ms else None
 
     rows = [
         compare(

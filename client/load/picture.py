@@ -16,7 +16,8 @@ __all__ = ["draw"]
 
 _INK, _FAINT, _GRID = "#1f2933", "#9aa5b1", "#e4e7eb"
 _CALLERS, _DELAY, _TAIL, _CLIENT, _LATE = "#2f6db5", "#3f9c75", "#d9622b", "#9aa5b1", "#c0392b"
-_STAGES: Final = ("ingest", "encode", "temporal", "depth", "decode", "step", "emit", "total")
+_HEARING: Final = ("opus_decode", "ingest", "encode", "temporal", "depth", "decode")
+_STAGES: Final = (*_HEARING, "step", "opus_encode", "emit", "total")
 
 
 def draw(path: Path, report: LoadReport) -> None:
@@ -68,7 +69,7 @@ def _draw_delays(axes: "Axes", report: LoadReport) -> None:
     axes.axhline(FRAME_MS, color=_INK, linewidth=0.8, linestyle="--")
     axes.axvline(report.seconds - report.measured_s, color=_FAINT, linewidth=0.8)
     axes.set_title("what server and network add to the model's own delay, ms", loc="left", fontsize=10, color=_INK)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
     axes.set_xlabel("seconds", color=_INK, fontsize=9)
     axes.legend(loc="upper left", fontsize=8, frameon=False, ncols=4)
     _style(axes, report)

@@ -60,13 +60,13 @@ def test_delay(run: Run) -> None:
 
 
 def test_capacity(run: Run) -> None:
-    size = ("--most", "2", "--trial-seconds", "2.5", "--confirm-seconds", "2.5")
+    size = ("--most", "1", "--trial-seconds", "1.5", "--confirm-seconds", "1.5")
     rows = run(capacity, *size)
     assert {"callers_held", "added_delay_p50_ms"} <= set(rows)
     held = rows["callers_held"]
     assert (held["goal"], held["peer"]) == (32, "moshi")
     assert held["peer_value"] <= 1, "it holds one conversation"
-    assert 0 <= held["value"] <= 2
+    assert 0 <= held["value"] <= 1, "no more were tried"
 
 
 def test_the_stock_server_lets_a_second_caller_wait(tiny: str) -> None:
@@ -78,8 +78,9 @@ def test_the_stock_server_lets_a_second_caller_wait(tiny: str) -> None:
     assert "only 1 of 2" in verdict.reason
 
 
-def test_a_soak_of_a_few_seconds_loses_nothing(tiny: str) -> None:
+def test_a_soak_of_a_few_seconds_loses_nothing(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Callers come, go and vanish; every slot is there afterwards."""
+    monkeypatch.setenv("DUOLOGUE_RESUME_GRACE_S", "1")  # who vanished here does not come back
     with our_server(tiny, slots=3) as running:
         rows = {row.name: row for row in soak.soak(running, seconds=14, callers=3, slots=3, call_s=2.0, rude=0.4)}
     assert (rows["calls"].value or 0) > 6
