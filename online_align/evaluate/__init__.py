@@ -1,0 +1,1 @@
+"""Measurements of what the project claims, printed as the benchmarks print theirs."""
