@@ -3,9 +3,9 @@
 
 Preference training needs one number per frame, log p(token), and the logits it comes from are V times as large. Here
 they are made a chunk of the vocabulary at a time: a product of matrices (left to the library that does those best),
-then a kernel that takes the chunk into a running log-sum-exp. The backward pass makes each chunk again and turns it, in place,
-into the gradient of the logits, dlogp * (one-hot - softmax), from the log-sum-exp that the forward pass kept (after
-Wijmans et al., *Cut Your Losses in Large-Vocabulary Language Models*, arXiv 2411.09009).
+then a kernel that takes the chunk into a running log-sum-exp. The backward pass makes each chunk again and turns it, in
+place, into the gradient of the logits, dlogp * (one-hot - softmax), from the log-sum-exp that the forward pass kept
+(after Wijmans et al., *Cut Your Losses in Large-Vocabulary Language Models*, arXiv 2411.09009).
 
 Everything after the product is float32, and so is the product's result. Tokens below 0 are padding: log-probability 0,
 no gradient.

@@ -26,7 +26,7 @@ __all__ = ["BLOCK", "WARPS", "gumbel_reference", "sample_topk", "sample_topk_ker
 
 BLOCK: Final = 2048
 """Tokens that a program looks at at a time; a power of two."""
-WARPS: Final = 8
+WARPS: Final = 16
 _LOW_32: Final = 0xFFFFFFFF
 _MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS: Final = (0x9E3779B9, 0xBB67AE85)
@@ -155,7 +155,8 @@ def sample_topk_kernel(
         best = tl.maximum(top, best)
         plain = tl.load(raw + at + v, mask=v < V, other=float("-inf")).to(tl.float32)
         higher = tl.maximum(peak, tl.max(plain, axis=0))
-        total = total * tl.exp(peak - higher) + tl.sum(tl.exp(plain - higher), axis=0)
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing possible yet: -inf minus -inf would be NaN
+        total = total * tl.exp(peak - base) + tl.sum(tl.exp(plain - base), axis=0)
         peak = higher
     tl.store(token + row, chosen.to(tl.int64))
     tl.store(logprob + row, tl.load(raw + at + chosen).to(tl.float32) - peak - tl.log(total))
