@@ -3,7 +3,8 @@
 
 Hu et al., *LoRA*, arXiv 2106.09685, equation 3, unmerged and with one adapter per row, after Chen et al., *Punica*,
 arXiv 2310.18547: `shrink` makes `A x` and `expand` adds `B` times it. Adapter 0 is the model as it was loaded: such
-rows, and rows that do not move, read no adapter and are not written. Adapters of smaller rank are filled with zeros.
+rows, and rows that do not move, read no adapter and are not written; nor do rows whose adapter has scaling 0, which
+is how an adapter says that it learned nothing here. Adapters of smaller rank are filled with zeros.
 
 Legend: B rows, L adapters, I width in, O width out, R rank.
 """
@@ -40,18 +41,22 @@ def lora_delta_reference(
     """As `lora_delta`, row by row."""
     for row in (moving & (adapter > 0)).nonzero()[:, 0].tolist():
         which = int(adapter[row]) - 1
+        if scaling[which] == 0:
+            continue
         delta = up[which].float() @ (down[which].float() @ x[row].float())
         out[row] = (out[row].float() + scaling[which] * delta).to(out.dtype)
 
 
 @jit
 def lora_shrink_kernel(
-    x, down, adapter, moving, inner, WIDTH_IN: constexpr, R: constexpr, BLOCK_R: constexpr, BLOCK_I: constexpr
+    x, down, scaling, adapter, moving, inner, WIDTH_IN: constexpr, R: constexpr, BLOCK_R: constexpr, BLOCK_I: constexpr
 ):
     """One program per (block of ranks, row)."""
     row = tl.program_id(1).to(tl.int64)
     which = tl.load(adapter + row) - 1
     if (which < 0) | (tl.load(moving + row) == 0):
+        return
+    if tl.load(scaling + which) == 0.0:
         return
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     total = tl.zeros([BLOCK_R], tl.float32)
@@ -82,12 +87,15 @@ def lora_expand_kernel(
     which = tl.load(adapter + row) - 1
     if (which < 0) | (tl.load(moving + row) == 0):
         return
+    scale = tl.load(scaling + which)
+    if scale == 0.0:
+        return
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     r = tl.arange(0, WIDE)
     mask = (o < WIDTH_OUT)[:, None] & (r < R)[None, :]
     weight = tl.load(up + (which * WIDTH_OUT + o[:, None]) * R + r[None, :], mask=mask, other=0.0).to(tl.float32)
     value = tl.load(inner + row * R + r, mask=r < R, other=0.0)
-    delta = tl.sum(weight * value[None, :], axis=1) * tl.load(scaling + which)
+    delta = tl.sum(weight * value[None, :], axis=1) * scale
     before = tl.load(out + row * WIDTH_OUT + o, mask=o < WIDTH_OUT, other=0.0).to(tl.float32)
     tl.store(out + row * WIDTH_OUT + o, (before + delta).to(out.dtype.element_ty), mask=o < WIDTH_OUT)
 
@@ -109,7 +117,7 @@ def lora_delta(
     rows, width_in = x.shape
     _, width_out, rank = up.shape
     lora_shrink_kernel[(-(-rank // RANKS), rows)](
-        x, down, adapter, moving, inner, WIDTH_IN=width_in, R=rank, BLOCK_R=RANKS, BLOCK_I=INPUTS
+        x, down, scaling, adapter, moving, inner, WIDTH_IN=width_in, R=rank, BLOCK_R=RANKS, BLOCK_I=INPUTS
     )
     lora_expand_kernel[(-(-width_out // OUTPUTS), rows)](
         inner, up, scaling, adapter, moving, out, WIDTH_OUT=width_out, R=rank, BLOCK_O=OUTPUTS, WIDE=power_of_two(rank)

@@ -36,6 +36,14 @@ def test_equals_its_reference(width_in: int, width_out: int, rank: int) -> None:
     assert inner.tensor[[1, 3]].isnan().all()
 
 
+def test_an_adapter_of_scaling_zero_is_not_read() -> None:
+    down, up, _ = adapters(1, 9, 4, 2)
+    out, yes = torch.ones(1, 4), torch.ones(1, dtype=torch.bool)
+    some = torch.ones(1, dtype=torch.int64)
+    lora_delta(torch.ones(1, 9), down * torch.nan, up * torch.nan, torch.zeros(1), some, yes, torch.empty(1, 2), out)
+    assert torch.equal(out, torch.ones(1, 4))
+
+
 def test_a_rows_bits_do_not_depend_on_its_company() -> None:
     down, up, scaling = adapters(2, 33, 20, 5)
     x = torch.randn(3, 33, generator=torch.Generator().manual_seed(1))
