@@ -1,0 +1,74 @@
+"""What is handed to the journal, and what is read back: typed, without a word of SQL.
+
+Legend: N rows of a tick, T frames, K tokens of a column (text, model audio, user audio).
+"""
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from server.signals import Signal
+
+__all__ = ["Columns", "SessionRecord", "TickRecord", "pack", "unpack"]
+
+_TOKEN = np.dtype("<i2")
+_LOGPROB = np.dtype("<f4")
+
+
+class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that may be kept, as it begins. Field for field a row of `sessions`, where each is described."""
+
+    id: str
+    user_hash: str = ""
+    started_at: float
+    keep: bool = True
+    train: bool = False
+    checkpoint: str
+    adapter: str = ""
+    version: str
+    detector: str
+    seed: int
+    sampling: str = "{}"
+    codebooks: int
+    model_codebooks: int
+    frame_rate: float
+    first_tick: int = 0
+
+
+class TickRecord(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One frame of every recorded row, as one hand-over."""
+
+    sessions: tuple[str, ...]
+    ticks: tuple[int, ...]
+    """Of each row: frames with something out since its call began."""
+    tokens_NK: NDArray[np.int64]
+    logprob_N: NDArray[np.float32]
+
+
+class Columns(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """Frames of one call. `ticks` may have gaps where detail was dropped."""
+
+    ticks_T: NDArray[np.int64]
+    tokens_TK: NDArray[np.int16]
+    logprob_T: NDArray[np.float32]
+
+
+class NumberedSignal(msgspec.Struct, frozen=True, kw_only=True):
+    """A signal and whose it is."""
+
+    session: str
+    signal: Signal
+
+
+def pack(tokens: bytes, logprobs: bytes) -> bytes:
+    """Join what `unpack` parts."""
+    return tokens + logprobs
+
+
+def unpack(plain: bytes, *, count: int, codebooks: int) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """Part the tokens int16 `[count, codebooks]` and the log-probs float32 `[count]`. Raises `ValueError`."""
+    size = count * codebooks * _TOKEN.itemsize
+    if len(plain) != size + count * _LOGPROB.itemsize:
+        raise ValueError(f"{len(plain)} bytes for {count} frames of {codebooks} tokens")
+    tokens = np.frombuffer(plain[:size], _TOKEN).reshape(count, codebooks)
+    return tokens.astype(np.int16), np.frombuffer(plain[size:], _LOGPROB).astype(np.float32)
