@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--frames", type=int, default=256)
     parser.add_argument("--hours", type=float, default=1000.0)
-    parser.add_argument("--ahead", type=int, default=60, help="wait while this many shards are unread")
+    parser.add_argument("--ahead", type=int, default=8, help="wait while this many shards are unread")
     parser.add_argument("--shard-s", type=float, default=1300.0, help="seconds of sound in a shard")
     parser.add_argument("--at-least", type=int, default=20, help="utterances below which a voice is left out")
     parser.add_argument("--own", default=voices.MODEL_VOICE, help="whose voice the model has")
