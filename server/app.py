@@ -18,6 +18,7 @@ from server.calls import CallDesk
 from server.capacity import Capacity, Limits
 from server.config import ServerConfig
 from server.engine import Engine
+from server.listening import Listening
 from server.metrics import Metrics
 from server.pressure import LoadGuard
 from server.protocol import WIRE_SAMPLE_RATE_HZ
@@ -42,10 +43,17 @@ class Server:
     def __init__(self, config: ServerConfig, load: Callable[[int], Engine], *, ceiling: int = 64) -> None:
         self.metrics = Metrics()
         self.guard = LoadGuard(self._on_pressure, lambda: self.scheduler.step_age_s)
+        self.listening = Listening(
+            data_dir=config.data_dir,
+            journal_url=config.journal_url,
+            retention_days=config.retention_days,
+            metrics=self.metrics,
+        )
         self.scheduler = Scheduler(
             load=load,
             limits=Limits(slots=None if config.slots == "auto" else config.slots, ceiling=ceiling),
             metrics=self.metrics,
+            listening=self.listening,
             on_health=self._on_health,
             on_answers=self.guard.note,
         )
@@ -128,7 +136,8 @@ class Server:
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         state = "draining" if self.desk.draining else str(self.scheduler.health)
-        return web.json_response({"state": state}, status=200 if state == Health.READY else 503)
+        trouble = {"journal": self.listening.problem} if self.listening.problem else {}
+        return web.json_response({"state": state} | trouble, status=200 if state == Health.READY else 503)
 
     async def _info(self, _request: web.Request) -> web.Response:
         model, capacity = self.scheduler.model, self.scheduler.capacity

@@ -167,6 +167,7 @@ class CallDesk:
             config=self._config,
             metrics=self._metrics,
             on_frame=self._scheduler.wake,
+            on_report=self._scheduler.report,
         )
         self._make_room(wanted=1)
         call = Call(session, queue.join())
@@ -211,7 +212,7 @@ class CallDesk:
         self._parking.forget(call)
         self._calls.discard(call)
         if call.ticket.slot is not None:
-            self._scheduler.close(call.session, call.ticket.slot)
+            self._scheduler.close(call.session, call.ticket.slot, reason)
         self._queue.leave(call.ticket)
         call.release()
         self._count(call.session, reason)

@@ -34,7 +34,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     port: Annotated[int, Meta(ge=0, le=65535)] = 8998
     """0 lets the system choose; the log then says which."""
     data_dir: Path = Path("data")
-    """Where durable files go. This version writes none."""
+    """Where durable files go. Nothing is written before a caller permits keeping a call."""
+    journal_url: str | None = None
+    """A PostgreSQL database for the journal, as an SQLAlchemy URL; its keys stay in `data_dir`. None: a file there."""
+    retention_days: Annotated[float, Meta(ge=0)] = 30.0
+    """Calls are deleted when they are so old; 0 keeps them until somebody deletes them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     max_waiting: Annotated[int, Meta(ge=0)] = 16
@@ -78,6 +82,8 @@ EXPECTED: Final = {
     "host": "an address to listen on",
     "port": "a port from 0 to 65535, where 0 lets the system choose",
     "data_dir": "a folder for durable files",
+    "journal_url": "the SQLAlchemy URL of a PostgreSQL database",
+    "retention_days": "0 days or more, where 0 keeps for ever",
     "log_level": "debug, info, warning or error",
     "max_waiting": "a whole number of callers from 0",
     "keepalive_s": "more than 0 and at most 8 seconds",

@@ -4,12 +4,16 @@ Each server has a registry of its own, so that tests can run several in one proc
 """
 
 from collections.abc import Iterator
+from copy import copy
 from enum import StrEnum
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-__all__ = ["UNITS", "EndReason", "FrameResult", "IgnoredMessage", "Metrics", "Rejection", "Stage"]
+from server.journal.writer import Figures
+from server.signals.kinds import SignalKind
+
+__all__ = ["UNITS", "EndReason", "FrameResult", "IgnoredMessage", "JournalFate", "Metrics", "Rejection", "Stage"]
 
 _PREFIX: Final = "duologue"
 _TICK_BUCKETS_S: Final = (
@@ -34,6 +38,11 @@ UNITS: Final = {
     "duologue_log_lines_dropped": "lines",
     "duologue_admission_rejected": "calls",
     "duologue_messages_ignored": "messages",
+    "duologue_signals": "signals",
+    "duologue_listening_skipped": "frames",
+    "duologue_journal_frames": "frames",
+    "duologue_journal_ok": "1 or 0",
+    "duologue_journal_commit_seconds": "seconds",
     "duologue_build_info": "none, always 1",
 }
 """The unit of every metric, by the name of its family."""
@@ -118,6 +127,17 @@ class IgnoredMessage(StrEnum):
     METADATA = "metadata"
 
 
+class JournalFate(StrEnum):
+    """What became of a frame that may be kept."""
+
+    DURABLE = "durable"
+    """On the disk."""
+    DROPPED = "dropped"
+    """Not taken: the disk was too slow."""
+    LOST = "lost"
+    """Taken, and then its commit failed."""
+
+
 class Metrics:
     """All metrics of one server."""
 
@@ -150,6 +170,19 @@ class Metrics:
         self.log_dropped = Counter(
             "log_lines_dropped", "Log lines nobody took in time.", namespace=_PREFIX, registry=self.registry
         )
+        self._signals = self._counter(
+            "signals", "What was seen between the speakers, by what it was at first.", "signal"
+        )
+        self._journal = self._counter("journal_frames", "Frames handed to the journal, by what became of them.", "fate")
+        self.listening_skipped = Counter(
+            "listening_skipped",
+            "Frames in which no signals were looked for: the server was too busy.",
+            namespace=_PREFIX,
+            registry=self.registry,
+        )
+        self.journal_ok = self._gauge("journal_ok", "Whether what may be kept is written: 0 after a failure, else 1.")
+        self.journal_ok.set(1)
+        self.journal_commit = self._gauge("journal_commit_seconds", "What the last group commit took, in seconds.")
         self.active = self._gauge("sessions_active", "Calls that have a slot now, parked ones left out.")
         self.waiting = self._gauge("sessions_waiting", "Callers in the queue now.")
         self.parked = self._gauge("sessions_parked", "Lost calls whose slot is kept for a resume now.")
@@ -186,6 +219,19 @@ class Metrics:
         """Count a message nothing was done about."""
         self._ignored.labels(kind).inc()
 
+    def count_signal(self, kind: SignalKind) -> None:
+        """Count a new signal."""
+        self._signals.labels(kind).inc()
+
+    def show_journal(self, figures: Figures, shown: Figures) -> Figures:
+        """Show what became of frames since `shown`. Returns what is shown now."""
+        now = copy(figures)
+        for fate in JournalFate:
+            field = f"{fate}_frames"
+            self._journal.labels(fate).inc(getattr(now, field) - getattr(shown, field))
+        self.journal_commit.set(now.commit_s)
+        return now
+
     def set_version(self, version: str) -> None:
         """Show the version of this program."""
         self._build.labels(version).set(1)
@@ -207,3 +253,5 @@ class Metrics:
         yield self._ended, EndReason
         yield self._rejected, Rejection
         yield self._ignored, IgnoredMessage
+        yield self._signals, SignalKind
+        yield self._journal, JournalFate

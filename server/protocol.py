@@ -5,7 +5,7 @@ torch nor moshi. The protocol is Moshi's; the `04` messages are ours, and each s
 """
 
 from enum import IntEnum
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -17,10 +17,13 @@ __all__ = [
     "CloseCode",
     "Consent",
     "ConsentChange",
+    "Feedback",
     "Kind",
     "Metadata",
+    "Playback",
     "QueuePosition",
     "SessionStart",
+    "SignalNotice",
     "Stats",
     "audio",
     "error",
@@ -121,7 +124,35 @@ class ConsentChange(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
     train: bool
 
 
-Metadata = SessionStart | QueuePosition | Stats | ConsentChange
+class SignalNotice(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="signal"):
+    """Server, as it happens: what was seen between the two speakers (`server.signals.SignalKind`).
+
+    `t` is in seconds from the call's first frame. A later message with the same `id` revises an earlier one;
+    `state` is `provisional`, `final` or `withdrawn`.
+    """
+
+    kind: str
+    t: float
+    confidence: float
+    id: int = 0
+    state: str = "final"
+    latency_s: float | None = None
+
+
+class Playback(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="playback"):
+    """Client, now and then: how much of the reply's sound has really been heard, in milliseconds since it began."""
+
+    played_ms: float
+
+
+class Feedback(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="feedback"):
+    """Client: what the caller thinks of what was said `t` seconds into the call, by default just now."""
+
+    value: Literal["up", "down"]
+    t: float | None = None
+
+
+Metadata = SessionStart | QueuePosition | Stats | ConsentChange | SignalNotice | Playback | Feedback
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final[msgspec.json.Decoder[Metadata]] = msgspec.json.Decoder(Metadata)

@@ -26,10 +26,11 @@ from server.capacity import Capacity, Limits, callers_on_time, fit_steps, load_w
 from server.encoding import EncodedStep, EncodingThread
 from server.engine import Engine
 from server.errors import CheckpointError, DuologueError, FaultError, ServerFailedError
+from server.listening import Listening
 from server.metrics import Metrics, Stage
 from server.protocol import FRAME_MS
 from server.rehearsal import rehearse
-from server.session import ModelInfo, Session
+from server.session import ModelInfo, Report, Session
 from server.sound import OPUS_RATES_HZ
 from server.tick import Rows, Step
 
@@ -66,6 +67,7 @@ class Scheduler:
         load: Callable[[int], Engine],
         limits: Limits,
         metrics: Metrics,
+        listening: Listening,
         on_health: Callable[[Health], None],
         on_answers: Callable[[int, int], None],
     ) -> None:
@@ -76,6 +78,7 @@ class Scheduler:
         self._load = load
         self._limits = limits
         self._metrics = metrics
+        self._listening = listening
         self._on_health = on_health
         self._on_answers = on_answers
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
@@ -98,6 +101,7 @@ class Scheduler:
         if self._thread.is_alive():
             self._thread.join(_STOP_S)
         self._encoding.stop()
+        self._listening.stop()
 
     def wake(self) -> None:
         """Say that a frame is in an inbox. Never blocks."""
@@ -119,9 +123,13 @@ class Scheduler:
             raise ServerFailedError
         await asyncio.wrap_future(opened)
 
-    def close(self, session: Session, slot: int) -> None:
+    def close(self, session: Session, slot: int, reason: str) -> None:
         """End the conversation in a slot, before anything that is asked for later. Returns at once."""
-        self._command(lambda: self._close(session, slot))
+        self._command(lambda: self._close(session, slot, reason))
+
+    def report(self, session: Session, report: Report) -> None:
+        """Pass on what a client says about its call. Returns at once."""
+        self._listening.report(session, report)
 
     def _command(self, command: _Command) -> None:
         self._commands.put(command)
@@ -158,6 +166,7 @@ class Scheduler:
             step_s=step_s,
             caller=caller,
         )
+        self._listening.start(model, self._post)
         self.model = model
         _spare_collector()
         return Rows(self._engine)
@@ -192,16 +201,18 @@ class Scheduler:
         assert self._rows is not None, "nobody is let in before the engine is ready"
         parameters = session.parameters
         try:
-            well = self._rows.open(session, slot, parameters.sampling, parameters.seed)
+            seed = self._rows.open(session, slot, parameters.sampling, parameters.seed)
         except Exception:
             opened.set_exception(ServerFailedError())
             raise
-        if well:
+        if seed is not None:
+            self._listening.opened(session, slot, seed)
             opened.set_result(None)
         else:
             opened.set_exception(FaultError())
 
-    def _close(self, session: Session, slot: int) -> None:
+    def _close(self, session: Session, slot: int, reason: str) -> None:
+        self._listening.closed(session, slot, reason)
         if self.health is not Health.FAILED and self._rows is not None:
             self._rows.close(session, slot)
 
@@ -212,6 +223,7 @@ class Scheduler:
             return False
         for step in tick.steps:
             self._encoding.put(step)
+            self._listening.heard(step)
         for session in tick.faulty:
             self._post(session.endings.fail)
         return True
@@ -265,6 +277,8 @@ def _describe(engine: Engine) -> ModelInfo:
         sample_rate=engine.sample_rate,
         frame_size=engine.frame_size,
         frame_rate=engine.frame_rate,
+        codebooks=1 + engine.model_codebooks + engine.user_codebooks,
+        model_codebooks=engine.model_codebooks,
         tokenizer=engine.text_tokenizer,
         silent_tokens=frozenset((engine.text_padding_id, engine.end_of_text_padding_id)),
         recommended_sampling=engine.recommended_sampling,

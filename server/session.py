@@ -9,7 +9,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,15 +24,20 @@ from server.engine import SamplingParams
 from server.metrics import FrameResult, IgnoredMessage, Metrics, Stage
 from server.ogg import OggWriter
 from server.parameters import CallParameters
-from server.protocol import Consent, ConsentChange, Kind, SessionStart, Stats
+from server.protocol import Consent, ConsentChange, Feedback, Kind, Playback, SessionStart, SignalNotice, Stats
+from server.signals import Signal
 from server.sound import PACKET_MS, SoundEncoder, SoundReader, slices
 from server.words import WordReader
 
-__all__ = ["ModelInfo", "Session", "SessionView", "Wire"]
+__all__ = ["ModelInfo", "Report", "Session", "SessionView", "Wire"]
 
 log = logging.getLogger(__name__)
 
 _LAG_WORTH_TELLING: Final = 4
+_MOST_NOTICES: Final = 64
+
+Report = Consent | Playback | Feedback
+"""What a client says about the call, beside sound."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +50,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     sample_rate: int
     frame_size: int
     frame_rate: float
+    codebooks: int
+    """Tokens in a frame: text, model audio, user audio."""
+    model_codebooks: int
     tokenizer: Any
     silent_tokens: frozenset[int]
     recommended_sampling: SamplingParams
@@ -101,6 +110,7 @@ class Session:
         config: ServerConfig,
         metrics: Metrics,
         on_frame: Callable[[], None],
+        on_report: Callable[["Session", Report], None] = lambda _session, _report: None,
     ) -> None:
         self.id = secrets.token_hex(8)
         self.parameters = parameters
@@ -115,6 +125,8 @@ class Session:
         self._config = config
         self._metrics = metrics
         self._on_frame = on_frame
+        self._on_report = on_report
+        self._notices: deque[bytes] = deque(maxlen=_MOST_NOTICES)
         self._throttle = Throttle(max_speed=config.max_speed, frame_s=model.frame_s)
         self._words = WordReader(model.tokenizer, silent=model.silent_tokens)
         self._sockets = 0
@@ -168,8 +180,14 @@ class Session:
                 await wire.send(protocol.metadata(self._stats()))
             elif reply is None:
                 await wire.send(protocol.PING)
+            while self._notices:
+                await wire.send(self._notices.popleft())
             if reply is not None:
                 await self._send(wire, reply)
+
+    def take_signals(self, signals: Sequence[Signal]) -> None:
+        """Tell the caller what was seen, with the next reply. On the event loop."""
+        self._notices.extend(protocol.metadata(_notice(signal)) for signal in signals)
 
     def take_reply(self, reply: Reply, encoder: SoundEncoder | None) -> None:
         """Put a reply into the outbox, on the event loop. Sound for a socket that is gone is dropped."""
@@ -222,6 +240,9 @@ class Session:
         message = protocol.read_metadata(body)
         if isinstance(message, ConsentChange):
             self.consent = Consent(keep=message.keep, train=message.train)
+            self._on_report(self, self.consent)
+        elif isinstance(message, Playback | Feedback):
+            self._on_report(self, message)
         else:
             self._ignore(IgnoredMessage.METADATA)
 
@@ -280,3 +301,14 @@ class Session:
             return self._config.keepalive_s
         due_s = self._told_at + self._config.stats_interval_s - time.monotonic()
         return min(self._config.keepalive_s, max(0.0, due_s))
+
+
+def _notice(signal: Signal) -> SignalNotice:
+    return SignalNotice(
+        kind=str(signal.kind),
+        t=signal.t0,
+        confidence=signal.confidence,
+        id=signal.id,
+        state=str(signal.state),
+        latency_s=signal.latency_s,
+    )

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from server.boxes import DueFrame
 from server.engine import Engine, FrameOutput, SamplingParams, StageSeconds
@@ -30,6 +31,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What a step gave to one caller."""
 
     session: Session
+    slot: int
     frame: DueFrame
     pcm: Frame | None
     """None while nothing is out yet."""
@@ -43,6 +45,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     began_at: float
     stepped_at: float
     stages: StageSeconds
+    tokens_BK: NDArray[np.int64]
+    """All slots' columns, as `FrameOutput.tokens`."""
+    logprob_B: NDArray[np.float32]
     damaged: int
     """Frames that were not sound and were heard as silence."""
 
@@ -75,17 +80,20 @@ class Rows:
         began_at = self._began_at
         return 0.0 if began_at is None else time.monotonic() - began_at
 
-    def open(self, session: Session, slot: int, sampling: SamplingParams, seed: int | None) -> bool:
-        """Start a conversation in a slot. Returns whether the engine could; raises when it is broken."""
+    def open(self, session: Session, slot: int, sampling: SamplingParams, seed: int | None) -> int | None:
+        """Start a conversation in a slot. Returns the seed in use, None when the engine could not.
+
+        Raises when the engine is broken.
+        """
         try:
-            self._engine.open(slot, sampling, seed=seed)
+            used = self._engine.open(slot, sampling, seed=seed)
         except Exception as problem:
             log.exception("slot %d could not be opened", slot)
             self._close(slot)
             self._blame(problem)
-            return False
+            return None
         self._sessions[slot] = session
-        return True
+        return used
 
     def close(self, session: Session, slot: int) -> None:
         """End the session's conversation, unless a fault has."""
@@ -134,6 +142,8 @@ class Rows:
             began_at=began_at,
             stepped_at=time.monotonic(),
             stages=out.stages,
+            tokens_BK=out.tokens.numpy(),
+            logprob_B=out.logprob.numpy(),
             damaged=sum(out.damaged.tolist()),
         )
 
@@ -170,6 +180,6 @@ class Rows:
 def _answers(taken: _Taken, out: FrameOutput) -> list[Answer]:
     text, pcm = out.text.tolist(), out.pcm.numpy()
     return [
-        Answer(session=session, frame=frame, pcm=pcm[slot] if text[slot] >= 0 else None, token=text[slot])
+        Answer(session=session, slot=slot, frame=frame, pcm=pcm[slot] if text[slot] >= 0 else None, token=text[slot])
         for slot, (session, frame) in taken.items()
     ]

@@ -67,6 +67,11 @@ class CallDetector:
         self._lag = 0
 
     @property
+    def version(self) -> str:
+        """What finds the signals, for the record."""
+        return self._ledger.detector
+
+    @property
     def now(self) -> float:
         """Seconds of the call so far."""
         return self._frames * self._frame_s
@@ -90,6 +95,12 @@ class CallDetector:
         """Note what the client has played of the model's sound, in seconds since the call's first frame."""
         lag_s = min(_LONGEST_LAG_S, max(0.0, self.now - played_s))
         self._lag = round(lag_s / self._frame_s)
+
+    def skip(self, frames: int) -> None:
+        """Note frames that were not listened to: time goes on, and nothing is known of them."""
+        self._frames += frames
+        self._hops = round(self._frames * self._frame_s / HOP_S)
+        self._held = []
 
     def feedback(self, value: str, t: float | None = None) -> list[Signal]:
         """Note an explicit "up" or "down" about what was said at `t` seconds, by default now."""

@@ -16,7 +16,7 @@ class Ledger:
     """Numbers signals from 1 and keeps what was said last of each open one."""
 
     def __init__(self, detector: str = DETECTOR) -> None:
-        self._detector = detector
+        self.detector = detector
         self._next = 1
         self._open: dict[int, Signal] = {}
         self._new: list[Signal] = []
@@ -31,7 +31,7 @@ class Ledger:
         """Note a signal. Returns its number."""
         number, self._next = self._next, self._next + 1
         signal = Signal(
-            id=number, kind=kind, t0=_ms(t0), t1=_ms(t1), confidence=confidence, detector=self._detector, **more
+            id=number, kind=kind, t0=_ms(t0), t1=_ms(t1), confidence=confidence, detector=self.detector, **more
         )
         self._note(signal)
         return number

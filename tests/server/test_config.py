@@ -26,6 +26,8 @@ def test_the_settings_and_their_defaults_are_frozen() -> None:
         "host": "127.0.0.1",
         "port": 8998,
         "data_dir": Path("data"),
+        "journal_url": None,
+        "retention_days": 30.0,
         "log_level": "info",
         "max_waiting": 16,
         "keepalive_s": 4.0,

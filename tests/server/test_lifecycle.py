@@ -54,6 +54,8 @@ def test_a_model_is_called_by_its_folder_without_the_path(checkpoint: str, name:
         sample_rate=16000,
         frame_size=1280,
         frame_rate=12.5,
+        codebooks=17,
+        model_codebooks=8,
         tokenizer=None,
         silent_tokens=frozenset(),
         recommended_sampling=SamplingParams(),

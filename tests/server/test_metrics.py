@@ -6,7 +6,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.errors import RefusalError, TakenOverError
-from server.metrics import UNITS, EndReason, FrameResult, IgnoredMessage, Metrics, Rejection, Stage
+from server.metrics import UNITS, EndReason, FrameResult, IgnoredMessage, JournalFate, Metrics, Rejection, Stage
+from server.signals import SignalKind
 
 LABELS: dict[str, type[StrEnum]] = {
     "stage": Stage,
@@ -14,6 +15,8 @@ LABELS: dict[str, type[StrEnum]] = {
     "end_reason": EndReason,
     "reason": Rejection,
     "kind": IgnoredMessage,
+    "signal": SignalKind,
+    "fate": JournalFate,
 }
 
 
