@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo serve clean
+.PHONY: help install test check format demo serve bench recipe-smoke clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create the virtual environment and install everything at exact versions
 
@@ -40,6 +40,12 @@ demo: $(STAMP) ## hold a spoken conversation with the embedded model, without a 
 
 serve: $(STAMP) ## start the server on http://127.0.0.1:8998
 	$(BIN)/duologue-server $(ARGS)
+
+bench: $(STAMP) ## measure against the moshi package, in one run: a frame, callers held, delay
+	for each in frame_step capacity delay; do $(BIN)/python -m benchmarks.$$each $(ARGS) || exit 1; done
+
+recipe-smoke: $(STAMP) ## make a toy model with every stage of the recipe, in a few minutes
+	$(BIN)/python -m pytest tests/recipes/test_smoke.py $(ARGS)
 
 clean: ## remove the virtual environment and everything that was generated
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

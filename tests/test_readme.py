@@ -27,7 +27,8 @@ ROOMS = ("server", "server/engine", "kernels/cpu", "client", "client/load", "ben
 MAKE_DEMO = "make demo"
 MAKE_SERVE = "make serve"
 SAY = ".venv/bin/duologue say tests/assets/speech/demo_2.opus --out reply.wav --stereo call.wav"
-SERVE = ".venv/bin/duologue-server --checkpoint mini --slots 4 --port 8998"
+SERVE = ".venv/bin/duologue-server --checkpoint mini --port 8998"
+LOAD = ".venv/bin/duologue load --callers 8 --seconds 20 --picture load.png"
 BY_CI = {"make check", "make test"}
 """What `.ci/run` does; a test cannot run the suite that it is part of."""
 
@@ -73,7 +74,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def test_every_command_has_its_test() -> None:
-    assert set(commands((ROOT / "README.md").read_text())) == {MAKE_DEMO, MAKE_SERVE, SAY, SERVE} | BY_CI
+    assert set(commands((ROOT / "README.md").read_text())) == {MAKE_DEMO, MAKE_SERVE, SAY, SERVE, LOAD} | BY_CI
 
 
 def test_ci_runs_the_rest() -> None:
@@ -99,6 +100,34 @@ def test_say(clone: Path, tiny: Path, tmp_path: Path) -> None:
     assert "sound to sound" in done.stdout
     assert soundfile.info(clone / "reply.wav").channels == 1
     assert soundfile.info(clone / "call.wav").channels == 2
+
+
+def test_load(clone: Path, tiny: Path, tmp_path: Path) -> None:
+    """As it stands but for its length."""
+    with local_server(str(tiny), log=tmp_path / "log") as url:
+        done = subprocess.run(
+            [*LOAD.split(), "--seconds", "4"],
+            cwd=clone,
+            env=environment(DUOLOGUE_URL=url),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert (clone / "load.png").stat().st_size > 10_000
+
+
+def test_make_bench(clone: Path) -> None:
+    """The whole takes 20 minutes; each benchmark runs at toy size in `tests/benchmarks`."""
+    done = subprocess.run(
+        ["make", "bench", "ARGS=--help"], cwd=clone, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[3] for line in done.stdout.splitlines() if line.startswith("usage:")] == [
+        "benchmarks.frame_step",
+        "benchmarks.capacity",
+        "benchmarks.delay",
+    ]
 
 
 def test_make_serve(clone: Path, tiny: Path, unused_tcp_port: int) -> None:
