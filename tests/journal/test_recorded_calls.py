@@ -1,0 +1,127 @@
+"""Calls over a real socket: what is kept when the caller permits it, and that nothing is otherwise."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.journal import Journal, open_journal
+from tests.server.caller import Caller, calling, voice
+from tests.server.live import LiveServer, serving, until
+from tests.tiny_checkpoint import write_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+async def consent(caller: Caller, *, keep: bool, train: bool = False) -> None:
+    await caller.send(4, json.dumps({"type": "consent", "keep": keep, "train": train}).encode())
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()} if folder.exists() else set()
+
+
+def opened(folder: Path) -> Journal:
+    return open_journal(folder)
+
+
+async def recorded(live: LiveServer) -> None:
+    await until(lambda: live.server.listening._writer is not None)
+
+
+async def test_a_caller_who_permits_nothing_leaves_no_trace(tiny: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with serving(tiny, data_dir=data) as live:
+        async with calling(live.url) as caller:
+            await caller.greeted()
+            await caller.talk(voice(30))
+            await caller.send(4, b'{"type":"feedback","value":"up"}')
+        await live.empty()
+        assert not files(data)
+    assert not files(data)
+
+
+async def test_beside_one_who_permits_it_the_other_leaves_no_trace(tiny: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with serving(tiny, data_dir=data) as live:
+        async with calling(live.url, "?consent=keep") as kept, calling(live.url) as silent:
+            await kept.greeted()
+            await silent.greeted()
+            await kept.talk(voice(20))
+            await silent.talk(voice(20, seed=1))
+            ids = kept.session["id"], silent.session["id"]
+        await live.empty()
+    journal = opened(data)
+    assert [row.id for row in journal.reader.sessions()] == [ids[0]]
+    assert not any(ids[1].encode() in path.read_bytes() for path in data.rglob("*") if path.is_file())
+    journal.engine.dispose()
+
+
+async def test_a_permitted_call_is_kept_whole_with_its_seed(tiny: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with serving(tiny, data_dir=data) as live:
+        async with calling(live.url, "?consent=keep,train&text_seed=5") as caller:
+            await caller.greeted()
+            said = await caller.talk(voice(40))
+            await caller.send(4, b'{"type":"feedback","value":"down","t":1.0}')
+            await caller.talk(voice(3))
+            await caller.until(lambda: any(note["type"] == "signal" for note in caller.notes))
+            name = caller.session["id"]
+        await live.empty()
+        assert live.count("duologue_signals_total", signal="feedback") == 1
+    journal = opened(data)
+    about, columns = journal.reader.session(name), journal.reader.columns(name)
+    assert (about.keep, about.train, about.end_reason, about.first_tick) == (True, True, "hang_up", 0)
+    assert columns.ticks_T.tolist() == list(range(len(columns.ticks_T)))
+    assert len(columns.ticks_T) >= len(said)
+    assert columns.tokens_TK.shape[1] == about.codebooks
+    assert columns.tokens_TK.min() >= 0
+    assert np.isfinite(columns.logprob_T).all()
+    (feedback,) = [signal for signal in journal.reader.signals(name) if signal.kind == "feedback"]
+    assert (feedback.value, feedback.t0) == ("down", 1.0)
+    assert not list(journal.reader.verify())
+    journal.engine.dispose()
+
+
+async def test_permission_in_the_middle_keeps_what_comes_after_and_taken_back_it_deletes(
+    tiny: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    async with serving(tiny, data_dir=data) as live:
+        async with calling(live.url) as caller:
+            await caller.greeted()
+            await caller.talk(voice(10))
+            await consent(caller, keep=True)
+            await recorded(live)
+            await caller.talk(voice(20))
+            name = caller.session["id"]
+            writer = live.server.listening._writer
+            assert writer is not None
+            await until(lambda: writer.figures.durable_frames > 0)
+            journal = opened(data)
+            assert journal.reader.session(name).first_tick > 0
+            await consent(caller, keep=False)
+            await until(lambda: name not in journal.keys)
+            await caller.talk(voice(5))
+        await live.empty()
+    assert journal.reader.stats().sessions == 0
+    assert journal.reader.stats().deleted == 1
+    journal.engine.dispose()
+
+
+async def test_a_folder_that_cannot_be_written_is_told_and_the_call_goes_on(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file")
+    async with serving(tiny, data_dir=tmp_path / "data") as live:
+        async with calling(live.url, "?consent=keep") as caller:
+            await caller.greeted()
+            await caller.talk(voice(10))
+            await until(lambda: bool(live.server.listening.problem))
+            status, body = await live.get("/readyz")
+        assert status == 200
+        assert "calls are not recorded" in json.loads(body)["journal"]
+        assert live.count("duologue_journal_ok") == 0
+        await live.empty()
