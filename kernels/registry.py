@@ -30,8 +30,6 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     warps: int = 4
     asynchronous: bool = False
     """Whether it is worthless unless its loads are asynchronous copies."""
-    unsupported: tuple[int, ...] = ()
-    """Architectures for which it is not made."""
 
 
 def _ring(name: str, model: str, cache: str, *, times: int, heads: int, width: int, slots: int) -> Variant:
@@ -46,7 +44,7 @@ def _ring(name: str, model: str, cache: str, *, times: int, heads: int, width: i
         name=f"ring_decode/{name}",
         kernel=ring.ring_decode_kernel,
         types=types,
-        constants=constants | {"INT8": cache == "int8", "STAGES": ring.STAGES},
+        constants=constants | {"INT8": cache == "int8", "LEAST_S": ring.LEAST, "STAGES": ring.STAGES},
         asynchronous=True,
     )
 

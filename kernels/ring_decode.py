@@ -49,6 +49,8 @@ __all__ = [
 
 SPLITS: Final = 8
 """Programs that share one row's head."""
+LEAST: Final = 128
+"""Slots that are worth a program of their own: below, what a split writes for `combine` outweighs what it shares."""
 TILE: Final = 32
 TILE_INT8: Final = 16
 """Slots that a program reads at a time; twice as many int8 would not fit its registers."""
@@ -150,6 +152,7 @@ def ring_decode_kernel(
     S: constexpr,
     P: constexpr,
     WIDE: constexpr,
+    LEAST_S: constexpr,
     TILE_S: constexpr,
     INT8: constexpr,
     STAGES: constexpr,
@@ -162,7 +165,7 @@ def ring_decode_kernel(
         return
     past = tl.load(offset + row)
     filled = tl.minimum(past, S).to(tl.int32)
-    span = tl.cdiv(tl.cdiv(filled, P), TILE_S) * TILE_S
+    span = tl.cdiv(tl.maximum(tl.cdiv(filled, P), LEAST_S), TILE_S) * TILE_S
     begin = split * span
     end = tl.minimum(begin + span, filled)
     t = tl.arange(0, T)
@@ -278,8 +281,8 @@ def ring_decode(
     ring_decode_kernel[(partial.shape[2], heads, rows)](
         qkv, cosine, sine, k, v, k if k_scale is None else k_scale, v if v_scale is None else v_scale,
         offset, moving, partial, weight, k.stride(0), _LOG2_E / math.sqrt(width),
-        T=times, H=heads, D=width, S=k.shape[2], P=partial.shape[2], WIDE=power_of_two(width), TILE_S=tile,
-        INT8=k_scale is not None, STAGES=STAGES,
+        T=times, H=heads, D=width, S=k.shape[2], P=partial.shape[2], WIDE=power_of_two(width),
+        LEAST_S=LEAST, TILE_S=tile, INT8=k_scale is not None, STAGES=STAGES,
     )  # fmt: skip
 
 
