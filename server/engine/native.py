@@ -7,6 +7,9 @@ during the call.
 Legend: B rows, S samples of a frame.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,17 +22,23 @@ from server.engine.frames import StageSeconds, Stepped
 from server.engine.params import SamplingParams
 from server.engine.temporal import temporal_program
 
-__all__ = ["NativeStep"]
+__all__ = ["Hear", "NativeStep"]
+
+Hear = Callable[[Program, RowMemory, Any, int], None]
+"""Adds the hearing of one frame by a codec, as `codec.encode_program` does."""
 
 
 class NativeStep:
     """All rows' state, and the compiled step over it.
 
-    `threads` share the rows of a step between them. Raises `BuildError` where nothing can be compiled, and
+    `threads` share the rows of a step between them. `hear` adds the program that makes the caller's tokens of a
+    frame; a replay gives another than the codec's. Raises `BuildError` where nothing can be compiled, and
     `UnsupportedModelError` for a model that the programs cannot express.
     """
 
-    def __init__(self, checkpoint: Checkpoint, rows: int, *, threads: int = 1, max_adapters: int = 0) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, rows: int, *, threads: int = 1, max_adapters: int = 0, hear: Hear = encode_program
+    ) -> None:
         lm, mimi = checkpoint.lm, checkpoint.mimi
         shape = Shape(
             frame_size=mimi.frame_size,
@@ -45,9 +54,9 @@ class NativeStep:
         )
         memory = RowMemory()
         sites = Sites()
-        hear, think, speak, sound = programs = [Program(sites) for _ in range(4)]
+        ear, think, speak, sound = programs = [Program(sites) for _ in range(4)]
         with torch.inference_mode():
-            encode_program(hear, memory, mimi, shape.user_codebooks)
+            hear(ear, memory, mimi, shape.user_codebooks)
             hidden = temporal_program(think, memory, lm)
             depth_program(speak, memory, lm, hidden)
             decode_program(sound, memory, mimi, lm.dep_q)

@@ -1,0 +1,144 @@
+"""`duologue-align journal WHAT`: look into a journal, also while the server runs; delete from it; replay calls."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from server.errors import DuologueError
+from server.journal import Journal, export, open_journal
+
+__all__ = ["run"]
+
+_DAY_S: Final = 86_400.0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do it. Returns 0, 1 when something is wrong with the journal or what was asked for is not there."""
+    asked = _parser().parse_args(arguments)
+    try:
+        journal = open_journal(asked.data_dir, asked.journal_url)
+        try:
+            code: int = asked.do(journal, asked)
+            return code
+        finally:
+            journal.engine.dispose()
+    except DuologueError as problem:
+        print(f"duologue-align: {problem}", file=sys.stderr)
+        return 1
+
+
+def _stats(journal: Journal, asked: argparse.Namespace) -> int:
+    figures = msgspec.to_builtins(journal.reader.stats())
+    newest = journal.reader.sessions(limit=asked.newest)
+    if asked.json:
+        print(msgspec.json.encode(figures | {"newest": newest}).decode())
+        return 0
+    for name, value in figures.items():
+        print(f"{name:10} {value}")
+    for row in newest:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(row.started_at))
+        print(f"{row.id}  {began} UTC  {row.end_reason or 'goes on'}{'  train' if row.train else ''}")
+    return 0
+
+
+def _verify(journal: Journal, _asked: argparse.Namespace) -> int:
+    faults = list(journal.reader.verify())
+    for fault in faults:
+        print(f"{fault.session or 'database'}: {fault.what}")
+    print(f"{len(faults)} faults in {journal.reader.stats().sessions} sessions")
+    return 1 if faults else 0
+
+
+def _delete(journal: Journal, asked: argparse.Namespace) -> int:
+    if asked.user is not None:
+        gone = journal.removal.user(asked.user)
+        print(f"{len(gone)} sessions deleted")
+        return 0
+    marked = journal.removal.session(asked.session)
+    print(f"session {asked.session} deleted; {marked} adapters had learned from it")
+    return 0
+
+
+def _sweep(journal: Journal, asked: argparse.Namespace) -> int:
+    print(f"{len(journal.removal.sweep(older_than_s=asked.days * _DAY_S))} sessions deleted")
+    return 0
+
+
+def _export(journal: Journal, asked: argparse.Namespace) -> int:
+    asked.out.write_bytes(export(journal.reader, asked.session))
+    print(f"wrote {asked.out}")
+    return 0
+
+
+def _replay(journal: Journal, asked: argparse.Namespace) -> int:
+    from online_align.replay import load, replay, voices  # noqa: PLC0415 - torch takes seconds
+
+    about, columns = journal.reader.session(asked.session), journal.reader.columns(asked.session)
+    checkpoint = load(asked.checkpoint or about.checkpoint)
+    again = replay(checkpoint, about, columns, adapter=asked.adapter)
+    frames = len(again.tokens_TK)
+    if again.first_difference is None:
+        print(f"{frames} frames, the same to the last token")
+    else:
+        at_s = again.first_difference / about.frame_rate
+        print(f"{frames} frames, {again.differing} of them other, the first at {at_s:.2f} s")
+    if asked.wav or asked.timeline:
+        sides = voices(checkpoint, about, again.tokens_TK)
+        _publish(journal, asked, checkpoint, again.tokens_TK, sides)
+    return 0
+
+
+def _publish(journal: Journal, asked: argparse.Namespace, checkpoint: Any, tokens_TK: Any, sides: Any) -> None:
+    from online_align.timeline import draw, words  # noqa: PLC0415
+
+    lm, rate = checkpoint.lm, int(checkpoint.mimi.sample_rate)
+    if asked.wav:
+        import soundfile  # noqa: PLC0415
+
+        soundfile.write(asked.wav, sides.T, rate)
+        print(f"wrote {asked.wav}: the caller left, the model right")
+    if asked.timeline:
+        silent = frozenset((int(lm.text_padding_token_id), int(lm.end_of_text_padding_id)))
+        frame_s = 1 / journal.reader.session(asked.session).frame_rate
+        said = words(checkpoint.text_tokenizer, tokens_TK[:, 0], silent, frame_s=frame_s)
+        signals = journal.reader.signals(asked.session)
+        draw(asked.timeline, sides, said, signals, sample_rate=rate, title=f"call {asked.session}")
+        print(f"wrote {asked.timeline}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="duologue-align journal", description="Look into a server's journal.")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="the server's data folder")
+    parser.add_argument("--journal-url", default=None, help="the database, where it is not in the data folder")
+    kinds = parser.add_subparsers(required=True, metavar="WHAT")
+
+    def kind(name: str, do: Callable[[Journal, argparse.Namespace], int], purpose: str) -> argparse.ArgumentParser:
+        made = kinds.add_parser(name, help=purpose, description=purpose)
+        made.set_defaults(do=do)
+        return made
+
+    stats = kind("stats", _stats, "count what there is, and name the newest calls")
+    stats.add_argument("--newest", type=int, default=10)
+    stats.add_argument("--json", action="store_true")
+    kind("verify", _verify, "open every row and say what is wrong")
+    deletion = kind("delete", _delete, "delete a call, or all calls of somebody, for good")
+    which = deletion.add_mutually_exclusive_group(required=True)
+    which.add_argument("--session", metavar="ID")
+    which.add_argument("--user", metavar="HASH")
+    sweep = kind("sweep", _sweep, "delete calls older than so many days")
+    sweep.add_argument("--days", type=float, required=True)
+    exporting = kind("export", _export, "write everything that is known of a call, as JSON")
+    exporting.add_argument("--session", metavar="ID", required=True)
+    exporting.add_argument("--out", type=Path, required=True)
+    again = kind("replay", _replay, "run a call again and compare; render it")
+    again.add_argument("--session", metavar="ID", required=True)
+    again.add_argument("--checkpoint", default=None, help="default: the one that was called")
+    again.add_argument("--adapter", type=Path, default=None, help="folder of an adapter to speak with")
+    again.add_argument("--wav", type=Path, default=None, help="write both sides as they sound")
+    again.add_argument("--timeline", type=Path, default=None, help="write a picture of the call")
+    return parser

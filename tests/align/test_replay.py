@@ -1,0 +1,104 @@
+"""A recorded call replayed: the same to the last token, and different when anything is."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import soundfile
+
+from online_align.__main__ import main
+from online_align.replay import ReplayError, load, replay
+from server.engine import Engine, SamplingParams
+from server.journal import Journal, JournalWriter, SessionRecord, TickRecord, open_journal
+from tests.signals.sounds import clip
+
+SAMPLING = SamplingParams(text_temperature=0.8, audio_temperature=0.7)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A journal with one call of the embedded model, sampled, as the server writes it."""
+    folder = tmp_path_factory.mktemp("data")
+    engine = Engine.load("mini", slots=2, device="cpu")
+    question = np.concatenate([np.zeros(16_000, np.float32), clip("demo_2.opus"), np.zeros(64_000, np.float32)])
+    journal = open_journal(folder)
+    writer = JournalWriter(journal.engine, journal.keys)
+    writer.start()
+    seed = engine.open(1, SAMPLING, seed=77)
+    codebooks = 1 + engine.model_codebooks + engine.user_codebooks
+    writer.begin(
+        SessionRecord(
+            id="call", started_at=1.0, checkpoint="mini", version="test", detector="test", seed=seed,
+            sampling=msgspec.json.encode(SAMPLING).decode(), codebooks=codebooks,
+            model_codebooks=engine.model_codebooks, frame_rate=12.5,
+        )
+    )  # fmt: skip
+    tick = 0
+    pcm, active = np.zeros((2, engine.frame_size), np.float32), np.array([False, True])
+    for start in range(0, len(question) - engine.frame_size, engine.frame_size):
+        pcm[1] = question[start : start + engine.frame_size]
+        out = engine.step(pcm, active)
+        if out.text[1] >= 0:
+            writer.frames(
+                TickRecord(
+                    sessions=("call",),
+                    ticks=(tick,),
+                    tokens_NK=out.tokens.numpy()[1:],
+                    logprob_N=out.logprob.numpy()[1:],
+                )
+            )
+            tick += 1
+    writer.end("call", "hang_up")
+    writer.stop()
+    journal.engine.dispose()
+    return folder
+
+
+@pytest.fixture
+def journal(kept: Path) -> Journal:
+    return open_journal(kept)
+
+
+@pytest.mark.mini
+def test_nothing_changed_and_so_nothing_differs(journal: Journal) -> None:
+    about, columns = journal.reader.session("call"), journal.reader.columns("call")
+    again = replay(load("mini"), about, columns)
+    assert len(again.tokens_TK) >= len(columns.ticks_T) - 2
+    assert (again.first_difference, again.differing) == (None, 0)
+    user = slice(1 + about.model_codebooks, None)
+    assert np.array_equal(again.tokens_TK[:, user], columns.tokens_TK[: len(again.tokens_TK), user])
+
+
+@pytest.mark.mini
+def test_another_seed_differs_and_what_the_caller_said_stays(journal: Journal) -> None:
+    about, columns = journal.reader.session("call"), journal.reader.columns("call")
+    again = replay(load("mini"), msgspec.structs.replace(about, seed=78), columns)
+    assert again.first_difference is not None
+    assert again.differing > 5
+    user = slice(1 + about.model_codebooks, None)
+    assert np.array_equal(again.tokens_TK[:, user], columns.tokens_TK[: len(again.tokens_TK), user])
+
+
+@pytest.mark.mini
+def test_gaps_are_refused(journal: Journal) -> None:
+    about, columns = journal.reader.session("call"), journal.reader.columns("call")
+    with pytest.raises(ReplayError, match="has gaps"):
+        replay(load("mini"), about, msgspec.structs.replace(columns, ticks_T=columns.ticks_T + 1))
+
+
+@pytest.mark.mini
+def test_the_command_renders_both_sides(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wav, picture = tmp_path / "call.wav", tmp_path / "call.png"
+    where = ["journal", "--data-dir", str(kept)]
+    assert main([*where, "replay", "--session", "call", "--wav", str(wav), "--timeline", str(picture)]) == 0
+    assert "the same to the last token" in capsys.readouterr().out
+    pcm, rate = soundfile.read(wav)
+    assert (rate, pcm.shape[1]) == (16_000, 2)
+    assert np.abs(pcm).max(axis=0).min() > 0.05, "both sides sound"
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert main([*where, "stats"]) == 0
+    assert main([*where, "verify"]) == 0
+    assert main([*where, "export", "--session", "call", "--out", str(tmp_path / "call.json")]) == 0
+    assert main([*where, "replay", "--session", "nobody"]) == 1
+    assert "expected one that is in the journal" in capsys.readouterr().err
