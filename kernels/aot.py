@@ -2,6 +2,7 @@
 
     python -m kernels.aot            compile, print what changed, write the golden file anew
     python -m kernels.aot --check    compile, print what changed, exit 1 if anything did
+    python -m kernels.aot --check --only ring_decode
 
 Each architecture has a process of its own: Triton keeps state between targets. Nothing is launched, so neither a
 driver nor a GPU is needed; `ptxas` and `cuobjdump` come with Triton. Compile time is printed and not compared, for it
@@ -60,15 +61,18 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     """What compiling took; not in the golden file."""
 
 
-def compile_all(architectures: Sequence[int] = ARCHITECTURES) -> dict[str, Compiled]:
-    """Compile every variant, one process per architecture after another. Keys are `kernel/form/sm_NN`."""
+def compile_all(architectures: Sequence[int] = ARCHITECTURES, only: str = "") -> dict[str, Compiled]:
+    """Compile every variant whose name begins with `only`, one process per architecture after another.
+
+    Keys are `kernel/form/sm_NN`.
+    """
     found: dict[str, Compiled] = {}
     for architecture in architectures:
         with tempfile.TemporaryDirectory() as cache:
             environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
             environment |= {"TRITON_CACHE_DIR": cache, "TRITON_DISABLE_LINE_INFO": "1"}
             finished = subprocess.run(
-                [sys.executable, "-m", "kernels.aot", "--worker", str(architecture)],
+                [sys.executable, "-m", "kernels.aot", "--worker", str(architecture), "--only", only],
                 env=environment,
                 cwd=Path(__file__).parents[1],
                 stdout=subprocess.PIPE,
@@ -78,14 +82,14 @@ def compile_all(architectures: Sequence[int] = ARCHITECTURES) -> dict[str, Compi
     return found
 
 
-def compile_here(architecture: int) -> dict[str, Compiled]:
-    """Compile every variant for one architecture in this process, which is then good for no other."""
+def compile_here(architecture: int, only: str = "") -> dict[str, Compiled]:
+    """Likewise, for one architecture and in this process, which is then good for no other."""
     from kernels.registry import VARIANTS  # noqa: PLC0415 - imports every kernel; only workers need that
 
     return {
         f"{variant.name}/sm_{architecture}": _compile(variant, architecture)
         for variant in VARIANTS
-        if architecture not in variant.unsupported
+        if variant.name.startswith(only)
     }
 
 
@@ -179,20 +183,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 for a violation, or, with `--check`, for any difference."""
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description="compile every kernel without a GPU")
     parser.add_argument("--check", action="store_true", help="compare with the golden file and leave it as it is")
+    parser.add_argument("--only", default="", metavar="NAME", help="kernels whose name begins so")
     parser.add_argument("--worker", type=int, metavar="SM", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if not dialect.PRESENT:
         print("Triton is not installed: nothing can be compiled. On Linux, install the version in requirements.lock.")
         return _FAILED
     if chosen.worker:
-        sys.stdout.buffer.write(msgspec.json.encode(compile_here(chosen.worker)))
+        sys.stdout.buffer.write(msgspec.json.encode(compile_here(chosen.worker, chosen.only)))
         return 0
-    return _report(compile_all(), check=chosen.check)
+    if chosen.only and not chosen.check:
+        parser.error("--only needs --check: the golden file is of all kernels")
+    return _report(compile_all(only=chosen.only), check=chosen.check, only=chosen.only)
 
 
-def _report(found: dict[str, Compiled], *, check: bool) -> int:
+def _report(found: dict[str, Compiled], *, check: bool, only: str) -> int:
     now = version("triton")
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"triton": None, "kernels": {}}
+    golden["kernels"] = {key: made for key, made in golden["kernels"].items() if key.startswith(only)}
     changed = differences(golden, found)
     if golden["triton"] != now:
         changed.insert(0, f"triton {golden['triton']} -> {now}")

@@ -51,8 +51,8 @@ def depth_attention_kernel(
         return
     given = qkv + (row * 3 * H + head) * D + d
     q = tl.load(given, mask=inside, other=0.0).to(tl.float32) * scale
-    new_k = tl.load(given + H * D, mask=inside, other=0.0).to(k.dtype.element_ty)
-    new_v = tl.load(given + 2 * H * D, mask=inside, other=0.0).to(v.dtype.element_ty)
+    new_k = tl.load(given + H * D, mask=inside, other=0.0).to(tl.float32).to(k.dtype.element_ty)
+    new_v = tl.load(given + 2 * H * D, mask=inside, other=0.0).to(tl.float32).to(v.dtype.element_ty)
     cache = (row * H + head) * S * D
     tl.store(k + cache + position * D + d, new_k, mask=inside)
     tl.store(v + cache + position * D + d, new_v, mask=inside)

@@ -58,12 +58,12 @@ def rms_norm_kernel(x, update, alpha, total, out, epsilon, N: constexpr, WIDE: c
     row = tl.program_id(0).to(tl.int64) * N
     n = tl.arange(0, WIDE)
     inside = n < N
-    value = tl.load(x + row + n, mask=inside, other=0.0)
+    wide = tl.load(x + row + n, mask=inside, other=0.0).to(tl.float32)
     if RESIDUAL:
-        value = value.to(tl.float32) + tl.load(update + row + n, mask=inside, other=0.0).to(tl.float32)
-        value = value.to(x.dtype.element_ty)
-        tl.store(total + row + n, value, mask=inside)
-    wide = value.to(tl.float32)
+        wide += tl.load(update + row + n, mask=inside, other=0.0).to(tl.float32)
+        rounded = wide.to(x.dtype.element_ty)
+        tl.store(total + row + n, rounded, mask=inside)
+        wide = rounded.to(tl.float32)
     scale = tl.rsqrt(epsilon + tl.sum(wide * wide, axis=0) / N)
     gain = tl.load(alpha + n, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row + n, (wide * (gain * scale)).to(out.dtype.element_ty), mask=inside)
