@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help install test check format demo serve bench recipe-smoke clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create the virtual environment and install everything at exact versions
 
@@ -45,7 +45,7 @@ bench: $(STAMP) ## measure against the moshi package, in one run: a frame, calle
 	for each in frame_step capacity delay; do $(BIN)/python -m benchmarks.$$each $(ARGS) || exit 1; done
 
 recipe-smoke: $(STAMP) ## make a toy model with every stage of the recipe, in a few minutes
-	$(BIN)/python -m pytest tests/recipes/test_smoke.py $(ARGS)
+	$(BIN)/python -m recipes.mini.run --size smoke --work build/recipe-smoke
 
 clean: ## remove the virtual environment and everything that was generated
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -22,7 +22,7 @@ TORCH = "2.13.0"
 LIFTED = {"torch", "numpy", "aiohttp", "huggingface-hub", "safetensors", "sounddevice", "bitsandbytes"}
 """Requirements of `moshi` that we do not follow: docs/decisions/0001-lift-upstream-pins.md."""
 
-OURS = {"client", "server", "recipes"}
+OURS = {"benchmarks", "client", "kernels", "online_align", "recipes", "server"}
 DEMO = {ROOT / "client" / name for name in ("demo.py", "judge.py", "timeline.py", "load/picture.py")}
 """`make demo` comes with the development extra; a caller needs none of it."""
 
