@@ -165,8 +165,9 @@ class Engine:
 
     @property
     def work(self) -> str:
-        """What does the work on a frame: "native" or "upstream"."""
-        return "native" if isinstance(self._work, NativeStep) else "upstream"
+        """What does the work on a frame: "native", "upstream", or "kernels" on a GPU."""
+        names = {NativeStep: "native", UpstreamStep: "upstream"}
+        return names.get(type(self._work), "kernels")
 
     @property
     def slots(self) -> int:
@@ -407,6 +408,8 @@ class Engine:
 def _frame_step(checkpoint: Checkpoint, slots: int, device: torch.device, work: Work, max_adapters: int) -> FrameStep:
     if work not in {"auto", "native", "upstream"}:
         raise EngineError(got=f"work = {work!r}", expected='"auto", "native" or "upstream"', remedy="leave it out")
+    if work == "auto" and device.type == "cuda":
+        return _on_kernels(checkpoint, slots, device, max_adapters)
     if work == "upstream" or (work == "auto" and device.type != "cpu"):
         return UpstreamStep(checkpoint, slots, device)
     try:
@@ -418,6 +421,16 @@ def _frame_step(checkpoint: Checkpoint, slots: int, device: torch.device, work: 
                 expected="a C compiler and a model of Moshi's family",
                 remedy='use work="auto", which then runs the moshi package\'s modules',
             ) from problem
+        log.warning("%s runs on the moshi package's modules, several times slower: %s", checkpoint.name, problem)
+        return UpstreamStep(checkpoint, slots, device)
+
+
+def _on_kernels(checkpoint: Checkpoint, slots: int, device: torch.device, max_adapters: int) -> FrameStep:
+    from server.engine.cuda import KernelStep  # noqa: PLC0415 - imports Triton, which only a GPU needs
+
+    try:
+        return KernelStep(checkpoint, slots, device, max_adapters=max_adapters)
+    except UnsupportedModelError as problem:
         log.warning("%s runs on the moshi package's modules, several times slower: %s", checkpoint.name, problem)
         return UpstreamStep(checkpoint, slots, device)
 

@@ -12,12 +12,15 @@ from kernels.cpu import LowRank, UnsupportedModelError
 from server.engine.checkpoint import Checkpoint, load_checkpoint
 from server.engine.cuda import KernelStep
 from server.engine.cuda_sampling import KernelSampling
+from server.engine.engine import _on_kernels
 from server.engine.frames import FrameStep, Stepped
 from server.engine.native import NativeStep
 from server.engine.params import SamplingParams
 from server.engine.sampling import RowSampling
 from server.engine.upstream import UpstreamStep
 from tests.tiny_checkpoint import write_tiny_checkpoint
+
+pytestmark = pytest.mark.timeout(300)  # the interpreter shares its core with whatever else runs
 
 CPU = torch.device("cpu")
 CONTEXT = 5
@@ -149,3 +152,13 @@ def test_refusals(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(dialect, "PRESENT", False)
     with pytest.raises(UnsupportedModelError, match="without Triton"):
         KernelStep(loaded(folder), ROWS, CPU)
+
+
+def test_the_engine_chooses_kernels_on_a_gpu_and_upstream_where_they_cannot_serve(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The choice is for `cuda`; here its two outcomes are made on a CPU."""
+    assert isinstance(_on_kernels(loaded(folder), ROWS, CPU, 1), KernelStep)
+    monkeypatch.setattr(dialect, "PRESENT", False)
+    assert isinstance(_on_kernels(loaded(folder), ROWS, CPU, 0), UpstreamStep)
+    assert "without Triton" in caplog.text

@@ -20,6 +20,8 @@ from kernels.ring_decode import quantise, ring_decode, ring_decode_reference
 from kernels.rope import rope_table, rotate, store_order
 from tests.kernels.interpreter import Guarded, in_order, is_poison, permuted, same_bits
 
+pytestmark = pytest.mark.timeout(300)  # the interpreter shares its core with whatever else runs
+
 EXACT = 2e-6
 
 
