@@ -21,6 +21,7 @@ _BLOCK_S: Final = 0.02
 _ONSET_MEMORY: Final = 5
 _EARLIER: Final = 4
 _HINT_OF_VOICE: Final = 0.1
+_SOFT_DB: Final = 6.0
 _FADE_DB: Final = 12.0
 _FADE_S: Final = 0.2
 _LEVEL_WEIGHT: Final = 0.2
@@ -63,6 +64,11 @@ class UserTrack:
         """Whether a turn is open."""
         return self.turn is not None and not self.turn.ended
 
+    def minds(self, t0: float, hop: Hop) -> bool:
+        """Whether a hop at `t0` is loud and voiced enough to begin a turn, or to go on with one."""
+        slack_db = self._slack_db(t0) if self.speaking else 0.0
+        return hop.probability >= self._limits.voice_off and self._is_near(hop.level_dbfs + slack_db)
+
     def feed(self, t0: float, hop: Hop) -> None:
         """Note the hop of `HOP_S` that begins at `t0`."""
         if self.turn is not None and self.speaking:
@@ -75,7 +81,7 @@ class UserTrack:
         self._recent.clear()
 
     def _go_on(self, turn: Turn, t0: float, hop: Hop) -> None:
-        if hop.probability >= self._limits.voice_off and self._is_near(hop.level_dbfs + self._slack_db(t0)):
+        if self.minds(t0, hop):
             if self._is_near(hop.level_dbfs):
                 self._near_at = t0
             turn.t1 = t0 + HOP_S
@@ -92,25 +98,24 @@ class UserTrack:
         self._recent.append((t0, hop))
         newest = list(self._recent)[-_ONSET_MEMORY:]
         voiced = [(at, each) for at, each in newest if each.probability >= self._limits.voice_on]
-        if len(voiced) < self._limits.onset_hops:
-            return
-        loudest = max(each.level_dbfs for _, each in voiced)
-        if not self._is_near(loudest):
-            if self.turn is None:
+        own = [(at, each) for at, each in voiced if self._is_near(each.level_dbfs)]
+        if len(own) < self._limits.onset_hops:
+            if len(voiced) >= self._limits.onset_hops and self.turn is None:
                 self._own_dbfs -= self._limits.doubt_db
             return
+        loudest = max(each.level_dbfs for _, each in own)
         self._learn(loudest)
         self._near_at = t0
         self._syllables = _Syllables()
-        began = self._first_hint(voiced[0][0])
-        self.turn = Turn(t0=began, t1=t0 + HOP_S, sound_s=HOP_S * len(voiced), level_dbfs=loudest)
+        began = self._first_hint(own[0][0])
+        self.turn = Turn(t0=began, t1=t0 + HOP_S, sound_s=HOP_S * len(own), level_dbfs=loudest)
         self._recent.clear()
 
     def _first_hint(self, t0: float) -> float:
         """Go back from the first voiced hop over those that may be the word's soft beginning."""
         earlier = [(at, hop) for at, hop in self._recent if at < t0]
         for at, hop in reversed(earlier[-_EARLIER:]):
-            if hop.probability < _HINT_OF_VOICE:
+            if hop.probability < _HINT_OF_VOICE or not self._is_near(hop.level_dbfs + _SOFT_DB):
                 break
             t0 = at
         return t0

@@ -125,7 +125,8 @@ class CallDetector:
         hops = [*self._held, *hops]
         self._held = []
         recent = (self._frames - self._sounded) * self._frame_s <= self._limits.echo_reach_s
-        if not recent or max((hop.probability for hop in hops), default=0.0) < self._limits.voice_off:
+        # What is too quiet to be the user needs no second look, and a look costs more than all the rest.
+        if not recent or not any(self._user.minds(self._hops * HOP_S, hop) for hop in hops):
             return hops
         if self._echo.sounding_s < self._limits.echo_sound_s and len(hops) < _MOST_HELD:
             self._held = hops

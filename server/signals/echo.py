@@ -22,9 +22,9 @@ _WINDOW: Final = round(0.32 * _RATE_HZ)
 _BEFORE: Final = round(0.002 * _RATE_HZ)
 _AFTER: Final = round(0.008 * _RATE_HZ)
 """Round the best delay: the room's first reflections count as well."""
-_SAID_BINS: Final = 24
-_HEARD_BINS: Final = 200
-"""Smoothing of the spectra that whiten, of 0.24 Hz each: fine for seconds of sound, coarse for a third of one."""
+_SAID_BINS: Final = 12
+_HEARD_BINS: Final = 100
+"""Smoothing of the spectra that whiten, of 0.49 Hz each: fine for seconds of sound, coarse for a third of one."""
 _LEAST_SHARE: Final = 0.02
 _TINY: Final = 1e-20
 _FLOOR: Final = 0.003
@@ -41,7 +41,8 @@ class EchoGuard:
         self._reach = round(reach_s * _RATE_HZ)
         self._said = np.zeros(self._reach + _WINDOW, np.float32)
         self._heard = np.zeros(_WINDOW, np.float32)
-        self._size = 1 << (len(self._said) + _WINDOW - 1).bit_length()
+        # Of the correlation only delays without wrapping are looked at, so the longer side alone must fit.
+        self._size = 1 << (len(self._said) - 1).bit_length()
 
     def feed(self, heard: Pcm, said: Pcm) -> None:
         """Note one frame of both sides, float32 at 16 kHz, of the same length and time."""
@@ -60,6 +61,7 @@ class EchoGuard:
             return 0.0
         said, heard = (np.fft.rfft(side, self._size) for side in (self._said, self._heard))
         whiten = 1 / np.sqrt(_envelope(said, _SAID_BINS) * _envelope(heard, _HEARD_BINS))
+        whiten = whiten.astype(np.float32)  # half the work, and all the precision that sound has
         products = np.fft.irfft(said * np.conj(heard) * whiten, self._size)[: self._reach + 1]
         said_power = np.square(np.fft.irfft(said * np.sqrt(whiten), self._size)[: len(self._said)])
         heard_energy = float(np.square(np.fft.irfft(heard * np.sqrt(whiten), self._size)).sum())
