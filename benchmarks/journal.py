@@ -6,7 +6,6 @@ Beside it, a loop of commits with one page each says what the disk itself can do
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -122,4 +121,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
