@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo serve bench recipe-smoke clean
+.PHONY: help install test check format demo serve bench aot roofline recipe-smoke clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ serve: $(STAMP) ## start the server on http://127.0.0.1:8998
 
 bench: $(STAMP) ## measure against the moshi package, in one run: a frame, callers held, delay
 	for each in frame_step capacity delay; do $(BIN)/python -m benchmarks.$$each $(ARGS) || exit 1; done
+
+aot: $(STAMP) ## compile every GPU kernel, without a GPU, and compare with the golden file
+	$(BIN)/python -m kernels.aot --check
+
+roofline: $(STAMP) ## model what a frame costs on a GPU; into docs/
+	$(BIN)/python -m kernels.roofline --write docs
 
 recipe-smoke: $(STAMP) ## make a toy model with every stage of the recipe, in a few minutes
 	$(BIN)/python -m recipes.mini.run --size smoke --work build/recipe-smoke
