@@ -228,7 +228,6 @@ class Listening:
         model = self._model
         return SessionRecord(
             id=call.session.id,
-            started_at=time.time(),
             train=call.consent.train,
             checkpoint=model.name,
             version=_version(),

@@ -3,6 +3,8 @@
 Legend: N rows of a tick, T frames, K tokens of a column (text, model audio, user audio).
 """
 
+import time
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     user_hash: str = ""
-    started_at: float
+    started_at: float = msgspec.field(default_factory=time.time)
     keep: bool = True
     train: bool = False
     checkpoint: str
