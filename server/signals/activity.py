@@ -21,7 +21,8 @@ _BLOCK_S: Final = 0.02
 _ONSET_MEMORY: Final = 5
 _EARLIER: Final = 4
 _HINT_OF_VOICE: Final = 0.1
-_SOFT_DB: Final = 6.0
+_ONSET_DB: Final = 4.0
+_SOFT_DB: Final = 10.0
 _FADE_DB: Final = 12.0
 _FADE_S: Final = 0.2
 _LEVEL_WEIGHT: Final = 0.2
@@ -98,7 +99,7 @@ class UserTrack:
         self._recent.append((t0, hop))
         newest = list(self._recent)[-_ONSET_MEMORY:]
         voiced = [(at, each) for at, each in newest if each.probability >= self._limits.voice_on]
-        own = [(at, each) for at, each in voiced if self._is_near(each.level_dbfs)]
+        own = [(at, each) for at, each in voiced if self._is_near(each.level_dbfs + _ONSET_DB)]
         if len(own) < self._limits.onset_hops:
             if len(voiced) >= self._limits.onset_hops and self.turn is None:
                 self._own_dbfs -= self._limits.doubt_db
