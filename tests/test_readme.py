@@ -21,7 +21,18 @@ from tests.tiny_checkpoint import write_tiny_checkpoint
 ROOT = Path(__file__).parents[1]
 NOT_OURS = {".venv", "build", "demo", "data"}
 
-ROOMS = ("server", "server/engine", "kernels", "kernels/cpu", "client", "client/load", "benchmarks")
+ROOMS = (
+    "server",
+    "server/engine",
+    "server/signals",
+    "server/journal",
+    "online_align",
+    "kernels",
+    "kernels/cpu",
+    "client",
+    "client/load",
+    "benchmarks",
+)
 """Packages that the map lists module by module."""
 
 MAKE_DEMO = "make demo"
