@@ -9,6 +9,8 @@ import pytest
 # Servers, engines and clients of one test share the machine's few cores. Two OpenMP threads that meet other work wait
 # at every barrier, which makes single steps ten times longer (docs/log.md). Set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton reads this once, when the first kernel is imported, which a test of something else may do.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,9 @@
 """Kernels run in Triton's interpreter here, in another order of programs for every test."""
 
-import os
 import zlib
 from collections.abc import Iterator
 
 import pytest
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when the first kernel is imported
 
 from kernels import dialect
 
