@@ -7,8 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +16,11 @@ import msgspec
 
 from benchmarks.report import this_machine
 from client.errors import UnreachableError
+from client.local_server import free_port, is_ready, stop
 
 __all__ = ["Running", "checkpoint_folder", "our_server", "stock_server"]
 
 _READY_S: Final = 120.0
-_STOP_S: Final = 20.0
 _POLL_S: Final = 0.1
 _LOG_LINES: Final = 15
 _ROOT: Final = Path(__file__).parents[1]
@@ -46,9 +44,9 @@ def checkpoint_folder(checkpoint: str) -> Path:
 @contextmanager
 def our_server(checkpoint: str, *, slots: int, flags: Sequence[str] = ()) -> Iterator[Running]:
     """Serve with this project's server. Raises UnreachableError with the end of its log when it does not get ready."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "server", "--checkpoint", checkpoint, "--slots", str(slots), "--port", str(port)]
-    with _process([*command, *flags], port, lambda: _answers(f"http://127.0.0.1:{port}/readyz")) as running:
+    with _process([*command, *flags], port, lambda: is_ready(f"http://127.0.0.1:{port}/readyz")) as running:
         yield running
 
 
@@ -58,7 +56,7 @@ def stock_server(checkpoint: str) -> Iterator[Running]:
 
     It computes on as many threads as our server: all cores but one, unless OMP_NUM_THREADS says otherwise.
     """
-    port, folder = _free_port(), checkpoint_folder(checkpoint)
+    port, folder = free_port(), checkpoint_folder(checkpoint)
     names = json.loads((folder / "config.json").read_text())
     with tempfile.TemporaryDirectory() as place:
         # Its command line cannot name the codec's configuration; the configuration of the whole can.
@@ -85,7 +83,7 @@ def _process(
                 _wait(process, is_ready, Path(log.name))
                 yield Running(url=f"ws://127.0.0.1:{port}", pid=process.pid, ready_s=time.monotonic() - began)
             finally:
-                _stop(process)
+                stop(process)
 
 
 def _wait(process: "subprocess.Popen[bytes]", is_ready: Callable[[], bool], log: Path) -> None:
@@ -98,29 +96,6 @@ def _wait(process: "subprocess.Popen[bytes]", is_ready: Callable[[], bool], log:
         time.sleep(_POLL_S)
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-
-
-def _answers(url: str) -> bool:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -13,7 +13,7 @@ from typing import Final
 
 from client.errors import UnreachableError
 
-__all__ = ["local_server"]
+__all__ = ["free_port", "is_ready", "local_server", "stop"]
 
 _READY_S: Final = 90.0
 _STOP_S: Final = 15.0
@@ -28,17 +28,18 @@ def local_server(checkpoint: str, *, log: Path, flags: Sequence[str] = ()) -> It
     What the server says goes to the file `log`. Raises UnreachableError, with the end of that file, when the
     server ends or is not ready in time.
     """
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "server", "--checkpoint", checkpoint, "--port", str(port), *flags]
     with log.open("wb") as file, subprocess.Popen(command, stderr=file) as process:
         try:
             _wait_until_ready(process, f"http://127.0.0.1:{port}/readyz", log)
             yield f"ws://127.0.0.1:{port}"
         finally:
-            _stop(process)
+            stop(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -46,7 +47,7 @@ def _free_port() -> int:
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + _READY_S
-    while not _is_ready(url):
+    while not is_ready(url):
         if process.poll() is not None:
             raise UnreachableError(f"The server ended with code {process.returncode}:\n{_last_lines(log)}")
         if time.monotonic() > deadline:
@@ -54,7 +55,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
         time.sleep(_POLL_S)
 
 
-def _is_ready(url: str) -> bool:
+def is_ready(url: str) -> bool:
+    """Whether the address answers with 200, asked without any proxy."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(url, timeout=5) as response:
@@ -67,7 +69,8 @@ def _last_lines(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server as an operator would, and by force when it does not."""
     process.terminate()
     try:
         process.wait(_STOP_S)

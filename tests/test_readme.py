@@ -39,6 +39,7 @@ MAKE_DEMO = "make demo"
 MAKE_SERVE = "make serve"
 SAY = ".venv/bin/duologue say tests/assets/speech/demo_2.opus --out reply.wav --stereo call.wav"
 SERVE = ".venv/bin/duologue-server --checkpoint mini --port 8998"
+JOURNAL = ".venv/bin/duologue-align journal stats"
 LOAD = ".venv/bin/duologue load --callers 8 --seconds 20 --picture load.png"
 BY_CI = {"make check", "make test"}
 """What `.ci/run` does; a test cannot run the suite that it is part of."""
@@ -85,7 +86,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def test_every_command_has_its_test() -> None:
-    assert set(commands((ROOT / "README.md").read_text())) == {MAKE_DEMO, MAKE_SERVE, SAY, SERVE, LOAD} | BY_CI
+    assert set(commands((ROOT / "README.md").read_text())) == {MAKE_DEMO, MAKE_SERVE, SAY, SERVE, LOAD, JOURNAL} | BY_CI
 
 
 def test_ci_runs_the_rest() -> None:
@@ -128,8 +129,14 @@ def test_load(clone: Path, tiny: Path, tmp_path: Path) -> None:
     assert (clone / "load.png").stat().st_size > 10_000
 
 
+def test_journal(clone: Path) -> None:
+    done = subprocess.run(JOURNAL.split(), cwd=clone, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^sessions +0$", done.stdout, re.MULTILINE)
+
+
 def test_make_bench(clone: Path) -> None:
-    """The whole takes 20 minutes; each benchmark runs at toy size in `tests/benchmarks`."""
+    """The whole takes long; each benchmark runs at toy size in `tests/benchmarks`."""
     done = subprocess.run(
         ["make", "bench", "ARGS=--help"], cwd=clone, env=environment(), capture_output=True, text=True, check=False
     )

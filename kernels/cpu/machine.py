@@ -173,15 +173,12 @@ class FrameMachine:
         model = np.zeros((), MODEL)
         shape = self.shape
         numbers = {
-            "rows": self.rows,
             "frame_size": shape.frame_size,
             "codebooks": shape.codebooks,
             "dep_q": shape.dep_q,
             "user_codebooks": shape.user_codebooks,
             "max_delay": max(shape.delays),
             "ring": shape.ring,
-            "text_card": shape.text_card,
-            "card": shape.card,
             "text_start": shape.text_start,
             "audio_start": shape.audio_start,
             "pad_id": shape.pad_id,

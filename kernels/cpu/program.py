@@ -125,8 +125,8 @@ MODEL: Final = np.dtype(
     [
         (name, np.int32)
         for name in (
-            "rows", "frame_size", "codebooks", "dep_q", "user_codebooks", "max_delay", "ring",
-            "text_card", "card", "text_start", "audio_start", "pad_id", "end_pad_id", "group",
+            "frame_size", "codebooks", "dep_q", "user_codebooks", "max_delay", "ring",
+            "text_start", "audio_start", "pad_id", "end_pad_id", "group",
         )
     ]
     + [("row_floats", np.int64), ("ops", np.int32, 4), ("program", np.int64, 4)]

@@ -23,7 +23,7 @@ import statistics
 import threading
 import time
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import msgspec
 import numpy as np
@@ -44,7 +44,7 @@ __all__ = ["AdapterInfo", "Engine", "FrameOutput", "Work"]
 
 log = logging.getLogger(__name__)
 
-Work = Literal["auto", "native", "upstream"]
+Work = Literal["auto", "native", "upstream", "kernels"]
 """What does the work on a frame."""
 
 _SEED_BITS = 63
@@ -128,8 +128,9 @@ class Engine:
         `device` is "cpu", "cuda", "cuda:N" or "auto" (a GPU where there is one). The language model runs in
         float32 on a CPU and in bfloat16 on a GPU; the codec always in float32. Nothing is downloaded except
         for "hf:". `work` is "native" (compiled for the processor when it is first needed, in about two seconds),
-        "upstream" (the `moshi` package's modules), or "auto": native on a CPU where that is possible. As many threads
-        work as `torch.get_num_threads()` says now. `max_adapters` may be ready at once. Raises `CheckpointError`, and
+        "upstream" (the `moshi` package's modules), "kernels" (Triton's; they have not run on a GPU yet, so only on
+        request), or "auto": native on a CPU where that is possible, otherwise upstream. As many threads work as
+        `torch.get_num_threads()` says now. `max_adapters` may be ready at once. Raises `CheckpointError`, and
         `EngineError` for a bad `slots`, `device`, `work` or `max_adapters`.
         """
         if not _is_whole(slots, 1, _MOST_SLOTS):
@@ -406,9 +407,9 @@ class Engine:
 
 
 def _frame_step(checkpoint: Checkpoint, slots: int, device: torch.device, work: Work, max_adapters: int) -> FrameStep:
-    if work not in {"auto", "native", "upstream"}:
-        raise EngineError(got=f"work = {work!r}", expected='"auto", "native" or "upstream"', remedy="leave it out")
-    if work == "auto" and device.type == "cuda":
+    if work not in get_args(Work):
+        raise EngineError(got=f"work = {work!r}", expected=f"one of {', '.join(get_args(Work))}", remedy="leave it out")
+    if work == "kernels":
         return _on_kernels(checkpoint, slots, device, max_adapters)
     if work == "upstream" or (work == "auto" and device.type != "cpu"):
         return UpstreamStep(checkpoint, slots, device)
@@ -431,8 +432,11 @@ def _on_kernels(checkpoint: Checkpoint, slots: int, device: torch.device, max_ad
     try:
         return KernelStep(checkpoint, slots, device, max_adapters=max_adapters)
     except UnsupportedModelError as problem:
-        log.warning("%s runs on the moshi package's modules, several times slower: %s", checkpoint.name, problem)
-        return UpstreamStep(checkpoint, slots, device)
+        raise EngineError(
+            got=f"no kernels for {checkpoint.name} ({problem})",
+            expected="Triton and a model of Moshi's family",
+            remedy='use work="auto", which then runs the moshi package\'s modules',
+        ) from problem
 
 
 def _device(name: str) -> torch.device:

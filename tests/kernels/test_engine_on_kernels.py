@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from kernels import dialect
 from kernels.cpu import LowRank, UnsupportedModelError
+from server.engine import Engine
 from server.engine.checkpoint import Checkpoint, load_checkpoint
 from server.engine.cuda import KernelStep
 from server.engine.cuda_sampling import KernelSampling
-from server.engine.engine import _on_kernels
 from server.engine.frames import FrameStep, Stepped
 from server.engine.native import NativeStep
 from server.engine.params import SamplingParams
 from server.engine.sampling import RowSampling
 from server.engine.upstream import UpstreamStep
+from server.errors import EngineError
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 pytestmark = pytest.mark.timeout(300)  # the interpreter shares its core with whatever else runs
@@ -154,11 +155,10 @@ def test_refusals(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         KernelStep(loaded(folder), ROWS, CPU)
 
 
-def test_the_engine_chooses_kernels_on_a_gpu_and_upstream_where_they_cannot_serve(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_kernels_are_taken_on_request_and_refused_where_they_cannot_serve(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The choice is for `cuda`; here its two outcomes are made on a CPU."""
-    assert isinstance(_on_kernels(loaded(folder), ROWS, CPU, 1), KernelStep)
+    assert Engine.load(folder, slots=ROWS, device="cpu", work="kernels").work == "kernels"
     monkeypatch.setattr(dialect, "PRESENT", False)
-    assert isinstance(_on_kernels(loaded(folder), ROWS, CPU, 0), UpstreamStep)
-    assert "without Triton" in caplog.text
+    with pytest.raises(EngineError, match="without Triton"):
+        Engine.load(folder, slots=ROWS, device="cpu", work="kernels")

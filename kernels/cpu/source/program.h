@@ -69,9 +69,9 @@ typedef struct {
 } sampling;
 
 typedef struct {
-    int32_t rows, frame_size;
+    int32_t frame_size;
     int32_t codebooks, dep_q, user_codebooks, max_delay, ring;
-    int32_t text_card, card, text_start, audio_start, pad_id, end_pad_id;
+    int32_t text_start, audio_start, pad_id, end_pad_id;
     int32_t group; /* rows that the codec works on at a time, so that their sound stays in the cache */
     int64_t row_floats;
     int32_t ops[4]; /* how many: encode, temporal, depth, decode */
