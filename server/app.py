@@ -164,6 +164,8 @@ class Server:
         return _json({"sessions": self.desk.views()})
 
     async def _expose(self, _request: web.Request) -> web.Response:
+        self.metrics.step_age.set(self.scheduler.step_age_s)
+        self.metrics.kv_fill.set(self.desk.context_fill())
         return web.Response(body=self.metrics.expose(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

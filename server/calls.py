@@ -68,6 +68,13 @@ class CallDesk:
         """Callers in the queue."""
         return self._queue.waiting if self._queue else 0
 
+    def context_fill(self) -> float:
+        """How full the model's context is: the mean of the calls that have a slot, 0 to 1; 0 without any."""
+        model, views = self._scheduler.model, self.views()
+        if model is None or not model.context_frames or not views:
+            return 0.0
+        return sum(min(1.0, view.heard_frames / model.context_frames) for view in views) / len(views)
+
     def views(self) -> list[SessionView]:
         """Describe the calls that have a slot."""
         talking = (call.session.view() for call in self._calls if call.session.slot is not None)
@@ -233,7 +240,7 @@ class CallDesk:
 
     def _count(self, session: Session, reason: str) -> None:
         if session.slot is not None:
-            self._metrics.count_end(EndReason(reason))
+            self._metrics.count_end(EndReason(reason), session.endings.age_s)
         else:
             self._metrics.count_rejection(Rejection(reason) if reason in set(Rejection) else Rejection.LEFT)
         log.info("call %s ended: %s", session.id, reason)

@@ -33,9 +33,13 @@ class Endings:
         self._started_at = self._heard_at = time.monotonic()
         self._changed.set()
 
-    def heard(self) -> None:
-        """Note that the caller has sent sound, be it silence, or is there again."""
-        self._heard_at = time.monotonic()
+    def heard(self) -> float:
+        """Note that the caller has sent sound, be it silence, or is there again. Returns seconds since the last time.
+
+        It is 0 before `start`.
+        """
+        before, self._heard_at = self._heard_at, time.monotonic()
+        return 0.0 if self._started_at is None else self._heard_at - before
 
     def fail(self) -> None:
         """End the call: the model raised for it."""

@@ -194,8 +194,7 @@ class Listening:
 
     def _give(self, call: _Heard, signals: list[Signal]) -> None:
         for signal in signals:
-            if not signal.revision:
-                self._metrics.count_signal(signal.kind)
+            self._metrics.count_signal(signal, call.session.adapter_role)
             if call.recorded and self._writer is not None:
                 self._writer.signal(call.session.id, signal)
         if signals:
@@ -271,7 +270,7 @@ class Listening:
             return
         self.problem = f"the journal cannot be written: {writer.problem}" if writer.problem else ""
         self._metrics.journal_ok.set(writer.healthy)
-        self._told = self._metrics.show_journal(writer.figures, self._told)
+        self._told = self._metrics.show_journal(writer.figures, self._told, writer.waiting)
         now = time.monotonic()
         if self._retention_s and (not self._swept_at or now - self._swept_at > _SWEEP_EVERY_S):
             self._swept_at = now

@@ -236,11 +236,14 @@ class Scheduler:
         for each in encoded.replies:
             each.session.take_reply(each.reply, each.encoder)
             late += now - each.reply.due_at > self.model.frame_s
+        due_at = min((each.reply.due_at for each in encoded.replies), default=now)
+        self._metrics.observe_slack(self.model.frame_s - (now - due_at))
         self._on_answers(len(encoded.replies), late)
 
     def _measure(self, step: Step, frame_s: float) -> None:
         metrics, step_s = self._metrics, step.stepped_at - step.began_at
-        metrics.damaged.inc(step.damaged)
+        if step.damaged:
+            metrics.damaged.inc(step.damaged)
         metrics.observe(Stage.STEP, step_s)
         for stage, seconds in msgspec.structs.asdict(step.stages).items():
             metrics.observe(Stage(stage), seconds)
@@ -282,4 +285,5 @@ def _describe(engine: Engine) -> ModelInfo:
         tokenizer=engine.text_tokenizer,
         silent_tokens=frozenset((engine.text_padding_id, engine.end_of_text_padding_id)),
         recommended_sampling=engine.recommended_sampling,
+        context_frames=engine.context_frames,
     )

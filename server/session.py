@@ -21,7 +21,7 @@ from server.boxes import HeardFrame, Inbox, Outbox, Reply, Throttle
 from server.config import ServerConfig
 from server.endings import Endings
 from server.engine import SamplingParams
-from server.metrics import FrameResult, IgnoredMessage, Metrics, Stage
+from server.metrics import AdapterRole, FrameResult, IgnoredMessage, Metrics, Stage
 from server.ogg import OggWriter
 from server.parameters import CallParameters
 from server.protocol import Consent, ConsentChange, Feedback, Kind, Playback, SessionStart, SignalNotice, Stats
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _LAG_WORTH_TELLING: Final = 4
 _MOST_NOTICES: Final = 64
+_GAP_S: Final = 0.5
+"""Between two messages with sound: more than a client's packing and a network's jitter explain."""
 
 Report = Consent | Playback | Feedback
 """What a client says about the call, beside sound."""
@@ -56,6 +58,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: Any
     silent_tokens: frozenset[int]
     recommended_sampling: SamplingParams
+    context_frames: int = 0
+    """Frames the model remembers; 0 when that is not known."""
 
     @property
     def name(self) -> str:
@@ -118,6 +122,8 @@ class Session:
         self.inbox = Inbox(limit=model.frames(config.inbox_ms), max_speed=config.max_speed, frame_s=model.frame_s)
         self.outbox = Outbox(limit=model.frames(config.outbox_ms))
         self.slot: int | None = None
+        self.adapter_role = AdapterRole.BASE
+        """Which adapter speaks, for the metrics: whoever gives the call an adapter sets it."""
         self.encoder: SoundEncoder | None = None
         """Of the stream to the present socket; None while there is none. The encoding thread uses it."""
         self.endings = Endings(max_session_s=config.max_session_s, idle_s=config.idle_s)
@@ -129,6 +135,7 @@ class Session:
         self._notices: deque[bytes] = deque(maxlen=_MOST_NOTICES)
         self._throttle = Throttle(max_speed=config.max_speed, frame_s=model.frame_s)
         self._words = WordReader(model.tokenizer, silent=model.silent_tokens)
+        self._came_at = time.monotonic()
         self._sockets = 0
         self._heard_frames = 0
         self._sent_frames = 0
@@ -153,6 +160,7 @@ class Session:
     def start(self, slot: int) -> None:
         """From now on what the caller says is heard. What was said while waiting is forgotten."""
         self.slot = slot
+        self._metrics.admission_wait.observe(time.monotonic() - self._came_at)
         self.endings.start()
         self._reader.forget()
 
@@ -218,7 +226,9 @@ class Session:
 
     async def _hear(self, ogg: bytes) -> None:
         """Decode on the event loop (about 0.1 ms for a frame), making room for others in a long message."""
-        self.endings.heard()
+        gap_s = self.endings.heard()
+        if gap_s >= _GAP_S:
+            self._metrics.count_frames(FrameResult.STARVED, int(gap_s / self._model.frame_s))
         for piece in slices(ogg):
             began_at = time.monotonic()
             frames = list(self._reader.feed(piece))
@@ -242,6 +252,8 @@ class Session:
             self.consent = Consent(keep=message.keep, train=message.train)
             self._on_report(self, self.consent)
         elif isinstance(message, Playback | Feedback):
+            if isinstance(message, Playback):
+                self._measure_playback(message)
             self._on_report(self, message)
         else:
             self._ignore(IgnoredMessage.METADATA)
@@ -260,10 +272,18 @@ class Session:
     def _measure(self, reply: Reply) -> None:
         now = time.monotonic()
         total_s = now - reply.heard_at
+        on_time = now - reply.due_at <= self._model.frame_s
         self._sent_frames += 1
         self._metrics.observe(Stage.EMIT, now - reply.stepped_at)
         self._metrics.observe(Stage.TOTAL, total_s)
-        self._metrics.count_frames(FrameResult.ON_TIME if total_s <= self._model.frame_s else FrameResult.LATE)
+        self._metrics.count_frames(FrameResult.ON_TIME if on_time else FrameResult.LATE)
+
+    def _measure_playback(self, report: Playback) -> None:
+        """Tell how far the ear is behind the mouth; a client that claims to be ahead is not believed."""
+        heard_s = (self._heard_frames + len(self.inbox)) * self._model.frame_s
+        behind_s = heard_s - (report.played_ms + self._stats().dropped_ms) / 1000
+        if behind_s >= 0:
+            self._metrics.mic_to_speaker.observe(behind_s)
 
     def _greeting(self, resume_token: str | None) -> SessionStart:
         return SessionStart(
