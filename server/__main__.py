@@ -1,13 +1,14 @@
 """`duologue-server`, also `python -m server`: configuration, logging, signals, and the pieces put together."""
 
 import asyncio
+import functools
 import logging
 import os
 import signal
 import sys
 
 from server.config import ServerConfig, load_config
-from server.errors import ConfigError
+from server.errors import ConfigError, TokenError
 from server.logs import LogThread
 
 log = logging.getLogger("server")
@@ -20,7 +21,8 @@ def main() -> None:
     """Run the server. Exits with 0 after a drain, 1 when the model or the port failed, 2 for a bad setting."""
     try:
         config = load_config(sys.argv[1:])
-    except ConfigError as problem:
+        _check_doors(config)
+    except (ConfigError, TokenError) as problem:
         sys.exit(_complain(str(problem), 2))
     lines = LogThread()
     logging.basicConfig(
@@ -31,6 +33,14 @@ def main() -> None:
     except OSError as problem:
         sys.exit(_complain(f"cannot listen on {config.host}:{config.port}: {problem.strerror}", 1))
     sys.exit(0 if well else 1)
+
+
+def _check_doors(config: ServerConfig) -> None:
+    """Find what is wrong with who may enter before torch is loaded, which takes seconds."""
+    from server.auth import Auth  # noqa: PLC0415 - not for a mistake in a flag
+    from server.secret import ServerSecret  # noqa: PLC0415
+
+    Auth(config, ServerSecret(config.data_dir))
 
 
 async def _serve(config: ServerConfig, lines: LogThread) -> bool:
@@ -46,6 +56,9 @@ async def _serve(config: ServerConfig, lines: LogThread) -> bool:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(server.end))
+    if hasattr(signal, "SIGHUP"):
+        reload = functools.partial(loop.run_in_executor, None, server.auth.reload)
+        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(reload))
     return await server.run(on_listening=_announce)
 
 

@@ -14,15 +14,18 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from server.auth import Auth
 from server.calls import CallDesk
 from server.capacity import Capacity, Limits
 from server.config import ServerConfig
+from server.doors import WHO, Doors
 from server.engine import Engine
 from server.listening import Listening
 from server.metrics import Metrics
 from server.pressure import LoadGuard
 from server.protocol import WIRE_SAMPLE_RATE_HZ
 from server.scheduler import Health, Scheduler
+from server.secret import ServerSecret
 from server.wire import ChatSocket
 
 __all__ = ["Server"]
@@ -37,11 +40,13 @@ class Server:
     """One listening server.
 
     `load` makes an engine with so many slots, in the engine's own thread, after the port is open; `ceiling` is the
-    most that `slots = "auto"` may ask it for.
+    most that `slots = "auto"` may ask it for. Raises `ConfigError` or `TokenError` for doors that may not be opened.
     """
 
     def __init__(self, config: ServerConfig, load: Callable[[int], Engine], *, ceiling: int = 64) -> None:
         self.metrics = Metrics()
+        self.secret = ServerSecret(config.data_dir)
+        self.auth = Auth(config, self.secret)
         self.guard = LoadGuard(self._on_pressure, lambda: self.scheduler.step_age_s)
         self.listening = Listening(
             data_dir=config.data_dir,
@@ -65,7 +70,7 @@ class Server:
 
     def application(self) -> web.Application:
         """Make the aiohttp application with all routes. The engine's thread lives as long as it runs."""
-        app = web.Application()
+        app = web.Application(middlewares=[Doors(self.auth, self.metrics).admit])
         app.cleanup_ctx.append(self._engine_thread)
         app.router.add_get("/api/chat", self._chat)
         app.router.add_get("/api/info", self._info)
@@ -103,8 +108,10 @@ class Server:
     async def _engine_thread(self, _app: web.Application) -> AsyncIterator[None]:
         self.scheduler.start()
         guarding = asyncio.create_task(self.guard.run(), name="load-guard")
+        following = asyncio.create_task(self.auth.follow(), name="tokens")
         yield
         guarding.cancel()
+        following.cancel()
         await asyncio.to_thread(self.scheduler.stop)
 
     def _on_health(self, health: Health) -> None:
@@ -128,7 +135,7 @@ class Server:
         socket = ChatSocket(self._config)
         if not await socket.open(request):
             return web.Response()  # aiohttp wants one, and drops it
-        await self.desk.serve(socket, request.query)
+        await self.desk.serve(socket, request.query, user_hash=request[WHO].user_hash)
         return socket.response
 
     async def _healthz(self, _request: web.Request) -> web.Response:

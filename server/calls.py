@@ -80,12 +80,15 @@ class CallDesk:
         talking = (call.session.view() for call in self._calls if call.session.slot is not None)
         return sorted(talking, key=lambda view: view.slot)
 
-    async def serve(self, socket: ChatSocket, query: Mapping[str, str]) -> None:
-        """Lead one upgraded socket through its call, to the end. Never raises for what a caller does."""
+    async def serve(self, socket: ChatSocket, query: Mapping[str, str], *, user_hash: str = "") -> None:
+        """Lead one upgraded socket through its call, to the end. Never raises for what a caller does.
+
+        `user_hash` stands for who calls; empty for the anonymous.
+        """
         self._present += 1
         self._idle.clear()
         try:
-            await self._serve(socket, query)
+            await self._serve(socket, query, user_hash)
         finally:
             self._present -= 1
             if not self._present:
@@ -137,9 +140,9 @@ class CallDesk:
     def _expire(self, call: Call) -> None:
         self._let_go(call, EndReason.LOST)
 
-    async def _serve(self, socket: ChatSocket, query: Mapping[str, str]) -> None:
+    async def _serve(self, socket: ChatSocket, query: Mapping[str, str], user_hash: str) -> None:
         try:
-            call = await self._let_in(query)
+            call = await self._let_in(query, user_hash)
         except RefusalError as refusal:
             self._metrics.count_rejection(Rejection(refusal.reason))
             await socket.refuse(refusal)
@@ -154,7 +157,7 @@ class CallDesk:
         else:
             await socket.refuse(ending)
 
-    async def _let_in(self, query: Mapping[str, str]) -> Call:
+    async def _let_in(self, query: Mapping[str, str], user_hash: str) -> Call:
         """Give a place, if only in the queue, or the one that the caller had. Raises `RefusalError`."""
         if self.draining:
             raise DrainingError
@@ -164,10 +167,10 @@ class CallDesk:
             raise LoadingError
         parameters = read_parameters(query, self._scheduler.model.recommended_sampling)
         if parameters.resume_token is not None:
-            return await self._resume(parameters.resume_token)
-        return self._begin(self._queue, self._scheduler.model, parameters)
+            return await self._resume(parameters.resume_token, user_hash)
+        return self._begin(self._queue, self._scheduler.model, parameters, user_hash)
 
-    def _begin(self, queue: SlotQueue, model: ModelInfo, parameters: CallParameters) -> Call:
+    def _begin(self, queue: SlotQueue, model: ModelInfo, parameters: CallParameters, user_hash: str) -> Call:
         session = Session(
             model=model,
             parameters=parameters,
@@ -175,6 +178,7 @@ class CallDesk:
             metrics=self._metrics,
             on_frame=self._scheduler.wake,
             on_report=self._scheduler.report,
+            user_hash=user_hash,
         )
         self._make_room(wanted=1)
         call = Call(session, queue.join())
@@ -182,9 +186,9 @@ class CallDesk:
         self._show_load()
         return call
 
-    async def _resume(self, token: str) -> Call:
+    async def _resume(self, token: str, user_hash: str) -> Call:
         """Go on with a call as it was: what else the query says is checked and has no effect."""
-        call = self._parking.claim(token)
+        call = self._parking.claim(token, user_hash)
         if not await call.take_over():
             raise ResumeError(self._config.resume_grace_s)
         self._parking.forget(call)

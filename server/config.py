@@ -41,6 +41,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Calls are deleted when they are so old; 0 keeps them until somebody deletes them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    token_file: Path | None = None
+    """Lines `NAME:TOKEN`, as `server.tokens` reads them. With this or with `tokens`, calls need one of the tokens."""
+    tokens: str = ""
+    """The same lines without a file, parted by commas or line breaks: for the environment, not for a command line."""
+    admin_token_file: Path | None = None
+    """A file with one token, which may do everything. Without an admin's token nothing can be changed by HTTP."""
+    admin_token: str = ""
+    """The same without a file: for the environment."""
+    allow_anonymous: bool = False
+    """Let callers without a token in, also where others than this machine reach the server."""
+    login_s: Annotated[float, Meta(gt=0)] = 604_800.0
+    """How long a browser stays signed in."""
+
     max_waiting: Annotated[int, Meta(ge=0)] = 16
     """Callers that may wait for a slot; the next one is refused."""
     keepalive_s: Annotated[float, Meta(gt=0, le=8)] = 4.0
@@ -70,10 +83,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """After SIGTERM, running calls go on for so long."""
 
 
-_NO_FIELDS: Final = (ENVIRONMENT_PREFIX + "CONFIG", ENVIRONMENT_PREFIX + "URL")
-"""Names in the environment that are right but no settings: the file's, and the address `duologue` calls."""
+_NO_FIELDS: Final = tuple(ENVIRONMENT_PREFIX + name for name in ("CONFIG", "URL", "TOKEN"))
+"""Names in the environment that are right but no settings: the file's, and what `duologue` calls and shows."""
 
-_FLAGS: Final = ("checkpoint", "slots", "host", "port", "data_dir", "device", "max_speed")
+_FLAGS: Final = (
+    *("checkpoint", "slots", "host", "port", "data_dir", "device", "max_speed"),
+    *("token_file", "admin_token_file"),
+)
+_SWITCHES: Final = ("allow_anonymous",)
+_SECRETS: Final = ("tokens", "admin_token")
+"""Fields whose values no error shows."""
 
 EXPECTED: Final = {
     "checkpoint": "mini, a folder, or hf:owner/name",
@@ -85,6 +104,12 @@ EXPECTED: Final = {
     "journal_url": "the SQLAlchemy URL of a PostgreSQL database",
     "retention_days": "0 days or more, where 0 keeps for ever",
     "log_level": "debug, info, warning or error",
+    "token_file": "a file with lines NAME:TOKEN; calls then need one of the tokens",
+    "tokens": "NAME:TOKEN, several parted by commas",
+    "admin_token_file": "a file with the one token that may change things",
+    "admin_token": "a token that may change things",
+    "allow_anonymous": "true or false: whether callers without a token are let in wherever the server listens",
+    "login_s": "more than 0 seconds",
     "max_waiting": "a whole number of callers from 0",
     "keepalive_s": "more than 0 and at most 8 seconds",
     "heartbeat_s": "more than 0 and at most 12 seconds",
@@ -131,6 +156,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for name in _FLAGS:
         parser.add_argument("--" + name.replace("_", "-"), help=EXPECTED[name])
+    for name in _SWITCHES:
+        parser.add_argument("--" + name.replace("_", "-"), action="store_true", default=None, help=EXPECTED[name])
     parser.add_argument("--config", help="TOML file; environment and flags win over it")
     return parser
 
@@ -166,7 +193,8 @@ def _check(source: str, fields: Mapping[str, Any]) -> None:
         try:
             _convert({name: value})
         except msgspec.ValidationError as problem:
-            raise ConfigError(name, got=f"{value!r} in {source}", expected=EXPECTED[name]) from problem
+            got = "a value that is not shown" if name in _SECRETS else repr(value)
+            raise ConfigError(name, got=f"{got} in {source}", expected=EXPECTED[name]) from problem
 
 
 def _convert(fields: Mapping[str, Any]) -> ServerConfig:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 __all__ = [
     "AdapterError",
+    "AdapterRoomError",
     "AudioFormatError",
     "CheckpointError",
     "ConfigError",
+    "DoorError",
     "DrainingError",
     "DuologueError",
     "EngineError",
     "FaultError",
+    "ForbiddenError",
     "FrameError",
     "FullError",
     "GoingAwayError",
@@ -27,7 +30,9 @@ __all__ = [
     "ServerFailedError",
     "SlotError",
     "TakenOverError",
+    "TokenError",
     "TooLongError",
+    "UnauthorisedError",
 ]
 
 
@@ -92,12 +97,49 @@ class AdapterError(EngineError):
         self.adapter = adapter
 
 
+class AdapterRoomError(AdapterError):
+    """An adapter for which there is no room now: as many are kept already as fit."""
+
+
 class ConfigError(DuologueError):
     """A setting that is unknown or out of range. `name` says which, `got` also where it came from."""
 
     def __init__(self, name: str, *, got: str, expected: str) -> None:
         super().__init__(got=f"{name} = {got}", expected=expected, remedy=f"correct {name} or leave it out")
         self.name = name
+
+
+class TokenError(DuologueError):
+    """A token, or a line of a token file, that cannot be used. `source` says where. Never shows a token."""
+
+    def __init__(self, source: str, *, got: str, expected: str) -> None:
+        super().__init__(got=f"{got} in {source}", expected=expected, remedy="correct it or leave it out")
+        self.source = source
+
+
+class DoorError(DuologueError):
+    """A request that is turned away before anything is done about it. The sentence is the body, `status` HTTP's."""
+
+    status = 400
+
+
+class UnauthorisedError(DoorError):
+    """No credentials where some are needed, or credentials that are nobody's."""
+
+    status = 401
+
+    def __init__(self, *, got: str, expected: str = "a token that this server knows") -> None:
+        super().__init__(
+            got=got,
+            expected=expected,
+            remedy="send it as `Authorization: Bearer`, or sign in on the page; the operator gives tokens out",
+        )
+
+
+class ForbiddenError(DoorError):
+    """Credentials, or an origin, that are not enough for what was asked."""
+
+    status = 403
 
 
 class RefusalError(DuologueError):

@@ -78,11 +78,14 @@ class Parking:
         self._calls.add(call)
         return token
 
-    def claim(self, token: str) -> Call:
-        """Use up a token. Raises `ResumeError` unless it is that of a call: never issued, used and expired are one."""
+    def claim(self, token: str, user_hash: str = "") -> Call:
+        """Use up a token. Raises `ResumeError` unless it is that of a call of theirs.
+
+        Never issued, used, expired and somebody else's are one.
+        """
         digest, found = _digest(token), None
         for call in self._calls:
-            if hmac.compare_digest(call.digest, digest):
+            if hmac.compare_digest(call.digest, digest) and call.session.user_hash == user_hash:
                 found = call
         if found is None:
             raise ResumeError(self._grace_s)

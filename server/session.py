@@ -115,8 +115,11 @@ class Session:
         metrics: Metrics,
         on_frame: Callable[[], None],
         on_report: Callable[["Session", Report], None] = lambda _session, _report: None,
+        user_hash: str = "",
     ) -> None:
         self.id = secrets.token_hex(8)
+        self.user_hash = user_hash
+        """Stands for the caller in what is kept; empty for the anonymous."""
         self.parameters = parameters
         self.consent = parameters.consent
         self.inbox = Inbox(limit=model.frames(config.inbox_ms), max_speed=config.max_speed, frame_s=model.frame_s)

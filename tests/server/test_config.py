@@ -14,7 +14,7 @@ def test_the_flags_are_frozen() -> None:
     flags = {option for action in build_parser()._actions for option in action.option_strings}
     assert flags == {
         "-h", "--help", "--checkpoint", "--slots", "--host", "--port", "--data-dir", "--device", "--max-speed",
-        "--config",
+        "--config", "--token-file", "--admin-token-file", "--allow-anonymous",
     }  # fmt: skip
 
 
@@ -29,6 +29,12 @@ def test_the_settings_and_their_defaults_are_frozen() -> None:
         "journal_url": None,
         "retention_days": 30.0,
         "log_level": "info",
+        "token_file": None,
+        "tokens": "",
+        "admin_token_file": None,
+        "admin_token": "",
+        "allow_anonymous": False,
+        "login_s": 604_800.0,
         "max_waiting": 16,
         "keepalive_s": 4.0,
         "heartbeat_s": 10.0,
@@ -60,7 +66,8 @@ def test_each_source_wins_over_the_one_before(tmp_path: Path) -> None:
 def test_every_field_can_come_from_the_environment(field: str) -> None:
     default = getattr(ServerConfig(), field)
     odd = {"slots": "7", "log_level": "debug", "keepalive_s": "1.5", "heartbeat_s": "1.5"}
-    value = odd.get(field, str(default + 1) if isinstance(default, int | float) else f"other-{default}")
+    number = isinstance(default, int | float) and not isinstance(default, bool)
+    value = odd.get(field, "True" if default is False else str(default + 1) if number else f"other-{default}")
     config = load_config([], {"DUOLOGUE_" + field.upper(): value})
     assert str(getattr(config, field)) == value
     assert getattr(config, field) != default
@@ -119,7 +126,8 @@ def test_an_unknown_name_in_the_environment_is_refused(name: str) -> None:
 
 
 def test_what_is_not_for_the_server_may_be_in_the_environment() -> None:
-    assert load_config([], {"DUOLOGUE_URL": "http://elsewhere", "DUOLOGUES": "2", "URL": "x"}) == ServerConfig()
+    others = {"DUOLOGUE_URL": "http://elsewhere", "DUOLOGUE_TOKEN": "its own", "DUOLOGUES": "2", "URL": "x"}
+    assert load_config([], others) == ServerConfig()
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

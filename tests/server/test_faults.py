@@ -230,8 +230,14 @@ async def test_a_wall_clock_that_jumps_changes_nothing(
         monkeypatch.undo()
 
 
+OUTLIVES_THE_PROCESS = {"cookies.py", "tls.py"}
+"""What these date holds after a restart, so only a wall clock can say until when."""
+
+
 def test_no_code_of_the_server_reads_the_wall_clock() -> None:
     for path in sorted((ROOT / "server").glob("*.py")):
+        if path.name in OUTLIVES_THE_PROCESS:
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 name = f"{node.value.id}.{node.attr}"

@@ -1,0 +1,83 @@
+"""The one secret of a server: it signs cookies and makes a keyed hash of who calls.
+
+It lives in memory until something durable is written that a hash of it goes into; then it is kept beside that, so that
+the same caller has the same hash after a restart. It knows nothing of callers.
+"""
+
+import hmac
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from server.errors import ConfigError
+
+__all__ = ["ServerSecret"]
+
+log = logging.getLogger(__name__)
+
+_BYTES: Final = 32
+_FILE: Final = "user.key"
+
+
+class ServerSecret:
+    """The secret in `data_dir`, or a new one. Raises `ConfigError` when the file there is not one."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = data_dir / _FILE
+        self._secret = _read(self._path) or secrets.token_bytes(_BYTES)
+
+    def keep(self) -> None:
+        """Write the secret down, durably, unless it is. Blocks. Raises `OSError`."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = self._path.with_suffix(f".{os.getpid()}.new")
+        _write(draft, self._secret)
+        try:
+            os.link(draft, self._path)
+        except FileExistsError:
+            if self._path.read_bytes() != self._secret:
+                log.warning("%s is another server's: who calls now is not known again after a restart", self._path)
+        finally:
+            draft.unlink()
+        _sync(self._path.parent)
+
+    def sign(self, purpose: str, message: bytes) -> bytes:
+        """HMAC-SHA256 of a message, 32 bytes, with a key of its own for each purpose."""
+        key = hmac.digest(self._secret, purpose.encode(), "sha256")
+        return hmac.digest(key, message, "sha256")
+
+    def user_hash(self, name: str) -> str:
+        """What stands for somebody in everything that is kept: 64 hexadecimal digits; empty for an empty name."""
+        return self.sign("user", name.encode()).hex() if name else ""
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        secret = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise ConfigError(
+            "data_dir", got=f"{path}, which cannot be read ({problem.strerror})", expected="a file of one's own"
+        ) from problem
+    if len(secret) != _BYTES:
+        raise ConfigError("data_dir", got=f"{path} with {len(secret)} bytes", expected=f"{_BYTES} random bytes in it")
+    return secret
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
