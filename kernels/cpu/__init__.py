@@ -2,10 +2,11 @@
 
 from kernels.cpu.adapters import AdapterMemory, LowRank
 from kernels.cpu.build import BuildError, load_library
-from kernels.cpu.machine import Frame, FrameMachine, Shape
+from kernels.cpu.machine import FREE, Frame, FrameMachine, Shape
 from kernels.cpu.program import HIGHEST_RANK, Program, RowMemory, Sites, UnsupportedModelError
 
 __all__ = [
+    "FREE",
     "HIGHEST_RANK",
     "AdapterMemory",
     "BuildError",

@@ -6,7 +6,7 @@ so conversations go on meanwhile. This file owns the memory; it knows nothing of
 Legend: R rank, I and O widths of a site.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -52,11 +52,17 @@ class AdapterMemory:
         site = self._sites[self.sites[name]]
         return site.width_in, site.width_out
 
-    def write(self, number: int, parts: Mapping[str, LowRank], scaling: float) -> None:
-        """Put an adapter in place `number`, which no row may use now. Sites whose `b` is zero cost nothing later."""
+    def write(
+        self, number: int, parts: Mapping[str, LowRank], scaling: float, *, pause: Callable[[], None] = lambda: None
+    ) -> None:
+        """Put an adapter in place `number`, which no row may use now. Sites whose `b` is zero cost nothing later.
+
+        `pause` is called between sites, for a thread that must not be in the way of others.
+        """
         self.clear(number)
         block = self._memory[number - 1]
         for name, part in parts.items():
+            pause()
             place = self.sites[name]
             site = self._sites[place]
             if not part.b.any():

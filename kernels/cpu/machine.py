@@ -19,10 +19,12 @@ from kernels.cpu.adapters import AdapterMemory
 from kernels.cpu.build import load_library
 from kernels.cpu.program import MODEL, SAMPLING, Counter, Program, RowMemory, Tokens, check_layout
 
-__all__ = ["NOTHING", "Frame", "FrameMachine", "Shape"]
+__all__ = ["FREE", "NOTHING", "Frame", "FrameMachine", "Shape"]
 
 NOTHING: Final = -2
 """A token where nothing is out."""
+FREE: Final = -1
+"""A token that is not dictated."""
 
 _CODEC_GROUP: Final = 8
 """Rows that the codec works on at a time: more of them would push each other's sound out of the cache."""
@@ -106,6 +108,10 @@ class FrameMachine:
         self._logprob_ring = np.full((rows, shape.ring), np.nan, np.float32)
         self.tokens = np.full((rows, len(Tokens), shape.codebooks), NOTHING, np.int32)
         self.sampling = np.zeros(rows, SAMPLING)
+        self.dictated = np.full((rows, shape.codebooks + 1), FREE, np.int32)
+        """What rows must say, whatever their logits are, until it is changed: `[:, 0]` the text token,
+        `[:, 1:1 + dep_q]` the audio tokens, and `[:, -1]` the text token that takes the place of any word that the
+        row itself would say."""
         self.adapters = adapters or AdapterMemory([], count=0, rank=1)
         self.adapter = np.zeros(rows, np.int32)
         self._model = self._described()
@@ -117,6 +123,15 @@ class FrameMachine:
         for state in self._states:
             self.memory[row, state] = 0.0
         self.counters[row] = 0
+        self.dictated[row] = FREE
+
+    def copy(self, source: int, row: int) -> None:
+        """Let a row go on from where another one is, to the last bit, with its sampling, adapter and dictation."""
+        for each in (
+            self.memory, self.counters, self.sampling, self.adapter, self.dictated, self.tokens, self._token_ring,
+            self._logprob_ring,
+        ):  # fmt: skip
+            each[row] = each[source]
 
     def release(self, row: int) -> None:
         """Give a row's memory back to the system. It must be reset before it is stepped again."""
@@ -194,6 +209,7 @@ class FrameMachine:
             "logprob_ring": self._logprob_ring.ctypes.data,
             "tokens": self.tokens.ctypes.data,
             "how": self.sampling.ctypes.data,
+            "dictated": self.dictated.ctypes.data,
             "adapter": self.adapter.ctypes.data,
             "loras": self.adapters.table.ctypes.data,
             "sites": self.adapters.table.shape[1],

@@ -133,7 +133,8 @@ MODEL: Final = np.dtype(
     + [
         (name, np.int64)
         for name in (
-            "delays", "memory", "counters", "token_ring", "logprob_ring", "tokens", "how", "adapter", "loras", "sites",
+            "delays", "memory", "counters", "token_ring", "logprob_ring", "tokens", "how", "dictated", "adapter",
+            "loras", "sites",
         )
     ],
     align=True,

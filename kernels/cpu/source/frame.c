@@ -43,9 +43,12 @@ static void pick_token(const op *o, const model *m, int row, float *f) {
     sampling *how = m->how + row;
     const int64_t step = counters_of(m, row)[STEPS];
     int32_t *said = tokens_of(m, row, SAID);
+    const int32_t *dictated = m->dictated + (int64_t)row * (m->codebooks + 1);
     if (o->index == 0)
-        said[0] = pick_text(f + o->x, f + o->y, o->in, m, how, step,
+        said[0] = pick_text(f + o->x, f + o->y, o->in, m, how, step, dictated[0], dictated[m->codebooks],
                             m->logprob_ring + (int64_t)row * m->ring + (step + 1) % m->ring);
+    else if (dictated[o->index] != FREE)
+        said[o->index] = dictated[o->index];
     else
         said[o->index] = pick_audio(f + o->x, f + o->y, o->in, how, step, o->index);
 }

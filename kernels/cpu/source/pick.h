@@ -110,15 +110,21 @@ static void punish(float *x, const sampling *how) {
     }
 }
 
+/* `token` and `word` are what is dictated, or FREE. */
 static int pick_text(float *logits, float *scratch, int n, const model *m, const sampling *how, int64_t frame,
-                     float *logprob) {
+                     int token, int word, float *logprob) {
     float *const x = scratch, *const rest = scratch + n;
+    if (token != FREE) {
+        *logprob = logprob_of(logits, n, token);
+        return token;
+    }
     memcpy(x, logits, sizeof(float) * (size_t)n);
     punish(x, how);
     if (!how->greedy[0])
         for (int i = 0; i < n; i++) x[i] /= how->temperature[0];
     x[m->pad_id] += how->pad_mult;
-    const int token = pick(x, rest, n, how, 0, frame, 0);
+    token = pick(x, rest, n, how, 0, frame, 0);
+    if (word != FREE && token != m->pad_id && token != m->end_pad_id) token = word;
     *logprob = logprob_of(logits, n, token);
     return token;
 }

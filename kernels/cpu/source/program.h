@@ -83,12 +83,18 @@ typedef struct {
     float *logprob_ring;     /* [rows][ring] */
     int32_t *tokens;         /* [rows][4][codebooks]: said, heard, read now, complete */
     sampling *how;           /* [rows] */
+    const int32_t *dictated; /* [rows][1 + codebooks]: what a row must say, see below */
     const int32_t *adapter;  /* [rows]; 0 is the model as it was loaded */
     const lora *loras;       /* [adapters][sites] */
     int64_t sites;
 } model;
 
 enum { SAID, HEARD_TOKENS, READ, COMPLETE };
+
+/* What is dictated to a row: tokens of codebooks 0 to dep_q that are said whatever the logits are; and, at the place
+ * after all codebooks, the text token that is said instead of any word that the row itself would say now, so that what
+ * is said is dictated and when it is said is not. FREE: nothing is. */
+#define FREE (-1)
 
 /* One call's own things: where the rows' sound is. */
 typedef struct {
