@@ -10,7 +10,7 @@ Legend: R rank, I and O widths of a linear layer.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +27,9 @@ ADAPTER_WEIGHTS: Final = "lora.safetensors"
 BASE_KEY: Final = "base_sha256"
 _CONFIG: Final = "config.json"
 _HALVES: Final = ("lora_A", "lora_B")
+_LARGEST_HEADER: Final = 1 << 20
+_WIDEST_NUMBER: Final = 8
+"""Bytes of a float64."""
 
 
 class Widths(NamedTuple):
@@ -53,16 +56,24 @@ def file_sha256(path: Path) -> str:
 
 
 def read_adapter(
-    folder: Path, layers: Mapping[str, Widths], *, base_sha256: str, max_rank: int, sha256: str | None = None
+    folder: Path,
+    layers: Mapping[str, Widths],
+    *,
+    base_sha256: str,
+    max_rank: int,
+    sha256: str | None = None,
+    pause: Callable[[], None] = lambda: None,
 ) -> AdapterFile:
     """Read and check the adapter in `folder` for a model with these linear `layers`.
 
-    `sha256` is that of the weights' file where the caller knows what it must be. Raises `AdapterError`.
+    `sha256` is that of the weights' file where the caller knows what it must be. `pause` is called between layers.
+    Raises `AdapterError`.
     """
     rank, scaling = _settings(folder, max_rank)
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise _refused(folder, f"no {ADAPTER_WEIGHTS} in it", "the adapter's weights", "copy the whole folder")
+    _check_size(folder, path.stat().st_size, layers, rank)
     found = file_sha256(path)
     if sha256 is not None and found != sha256:
         raise _refused(folder, f"weights with SHA-256 {found}", f"SHA-256 {sha256}", "copy it again")
@@ -70,7 +81,7 @@ def read_adapter(
         with safetensors.safe_open(path, "pt") as file:
             _check_base(folder, file.metadata() or {}, base_sha256)
             _check_names(folder, set(file.keys()), layers)
-            parts = {name: _part(folder, file, name, widths, rank) for name, widths in layers.items()}
+            parts = {name: _part(folder, file, name, widths, rank, pause) for name, widths in layers.items()}
     except safetensors.SafetensorError as problem:
         raise _refused(folder, f"weights that cannot be read ({problem})", "safetensors", "copy it again") from problem
     return AdapterFile(folder=folder, sha256=found, rank=rank, scaling=scaling, parts=parts)
@@ -119,7 +130,15 @@ def _check_names(folder: Path, found: set[str], layers: Mapping[str, Widths]) ->
             )
 
 
-def _part(folder: Path, file: Any, name: str, widths: Widths, rank: int) -> LowRank:
+def _check_size(folder: Path, size: int, layers: Mapping[str, Widths], rank: int) -> None:
+    """Refuse a file that is far too big before any of it is read."""
+    most = _LARGEST_HEADER + _WIDEST_NUMBER * rank * sum(sum(widths) for widths in layers.values())
+    if size > most:
+        raise _refused(folder, f"weights of {size} bytes", f"at most {most} of rank {rank}", "train it again")
+
+
+def _part(folder: Path, file: Any, name: str, widths: Widths, rank: int, pause: Callable[[], None]) -> LowRank:
+    pause()
     halves = []
     shapes = ((rank, widths.width_in), (widths.width_out, rank))
     for half, shape in zip(_HALVES, shapes, strict=True):

@@ -22,6 +22,7 @@ import secrets
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -38,7 +39,7 @@ from server.engine.frames import FrameStep, StageSeconds
 from server.engine.native import NativeStep
 from server.engine.params import SamplingParams
 from server.engine.upstream import UpstreamStep
-from server.errors import AdapterError, EngineError, FrameError, SlotError
+from server.errors import AdapterError, AdapterRoomError, EngineError, FrameError, SlotError
 
 __all__ = ["AdapterInfo", "Engine", "FrameOutput", "Work"]
 
@@ -109,6 +110,7 @@ class Engine:
         self._open = [False] * slots
         self._adapter_of = [_NO_ADAPTER] * slots
         self._adapters: dict[int, AdapterInfo] = {}
+        self._reserved: set[int] = set()
         self._adapters_lock = threading.Lock()
         self._base_sha256 = ""
         self._work = _frame_step(checkpoint, slots, device, work, max_adapters)
@@ -259,31 +261,45 @@ class Engine:
         self._open[slot] = False
         self._adapter_of[slot] = _NO_ADAPTER
 
-    def load_adapter(self, folder: str | Path, *, sha256: str | None = None) -> int:
+    def load_adapter(
+        self, folder: str | Path, *, sha256: str | None = None, pause: Callable[[], None] = lambda: None
+    ) -> int:
         """Read an adapter's folder, check it and keep it ready. Returns the number by which slots may use it.
 
         Another thread may call this while `step` runs: no open conversation notices. `sha256` is that of
-        `lora.safetensors`, where it is known. Raises `AdapterError` when the folder is not a whole, finite adapter of
-        this very model, or when there is no room for one more.
+        `lora.safetensors`, where it is known. The work is done in slices of one layer, between which `pause` is called.
+        Raises `AdapterError` when the folder is not a whole, finite adapter of this very model, and
+        `AdapterRoomError` when there is no room for one more.
         """
         memory = self._work.adapters
         if memory is None or not memory.count:
             raise AdapterError(
                 str(folder), expected="none: this engine keeps no adapters", remedy="use the compiled step on a CPU"
             )
-        layers = {name: Widths(*memory.widths(name)) for name in memory.sites}
-        file = read_adapter(Path(folder), layers, base_sha256=self.base_sha256, max_rank=memory.rank, sha256=sha256)
-        with self._adapters_lock:
-            free = [number for number in range(1, 1 + memory.count) if number not in self._adapters]
-            if not free:
-                raise AdapterError(
-                    str(folder), expected=f"at most {memory.count} at once", remedy="drop one that nobody uses"
-                )
-            memory.write(free[0], file.parts, file.scaling)
-            self._adapters[free[0]] = AdapterInfo(
-                name=file.folder.name, sha256=file.sha256, rank=file.rank, scaling=file.scaling
+        number = self._reserved_place(str(folder), memory.count)
+        try:
+            layers = {name: Widths(*memory.widths(name)) for name in memory.sites}
+            file = read_adapter(
+                Path(folder), layers, base_sha256=self.base_sha256, max_rank=memory.rank, sha256=sha256, pause=pause
             )
-        return free[0]
+            memory.write(number, file.parts, file.scaling, pause=pause)
+            info = AdapterInfo(name=file.folder.name, sha256=file.sha256, rank=file.rank, scaling=file.scaling)
+            with self._adapters_lock:
+                self._adapters[number] = info
+        finally:
+            with self._adapters_lock:
+                self._reserved.discard(number)
+        return number
+
+    def _reserved_place(self, folder: str, count: int) -> int:
+        """Take a place that nobody else may write to. Raises `AdapterRoomError`."""
+        with self._adapters_lock:
+            taken = self._reserved | set(self._adapters)
+            free = [number for number in range(1, 1 + count) if number not in taken]
+            if not free:
+                raise AdapterRoomError(folder, expected=f"at most {count} at once", remedy="drop one that nobody uses")
+            self._reserved.add(free[0])
+            return free[0]
 
     def drop_adapter(self, adapter: int) -> None:
         """Forget an adapter that no open slot uses. Raises `AdapterError`."""
@@ -293,9 +309,9 @@ class Engine:
             raise AdapterError(
                 adapter, expected=f"one that no slot uses, and {users} do", remedy="move them to another first"
             )
+        if self._work.adapters is not None:
+            self._work.adapters.clear(number)
         with self._adapters_lock:
-            if self._work.adapters is not None:
-                self._work.adapters.clear(number)
             del self._adapters[number]
 
     def use_adapter(self, slot: int, adapter: int | None) -> None:
