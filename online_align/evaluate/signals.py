@@ -4,6 +4,7 @@ Thresholds were chosen on the `tune` half; the `report` half has other people, o
 counts as found when one of its kind stands within half a second of its label; each label is found once.
 """
 
+import argparse
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal
@@ -17,7 +18,7 @@ from online_align.evaluate.material import RATE_HZ, Material, load_material
 from online_align.evaluate.scenes import Label, Scene, make_scenes
 from server.signals import Board, RowFrame, Signal, SignalKind, State
 
-__all__ = ["Half", "Score", "find_signals", "match", "measure", "measured_rows", "rows"]
+__all__ = ["Half", "Score", "add_arguments", "find_signals", "match", "measure", "measured_rows", "rows"]
 
 Half = Literal["tune", "report"]
 
@@ -209,6 +210,17 @@ def _f1_row(name: str, score: Score, goal: float | None) -> Row:
     return compare(name, score.f1, "F1", better="higher", goal=goal, remark=remark)
 
 
-def measured_rows(*, rounds: int, half: Half, checkpoint: str) -> list[Row]:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen for this suite."""
+    parser.add_argument("--rounds", type=int, default=6, help="how often each scene is played (default: %(default)s)")
+    parser.add_argument(
+        "--half",
+        choices=("tune", "report"),
+        default="report",
+        help="thresholds were chosen on `tune` (default: report)",
+    )
+
+
+def measured_rows(asked: argparse.Namespace) -> list[Row]:
     """Measure all conditions and give the rows of the report."""
-    return rows(measure(half=half, rounds=rounds, checkpoint=checkpoint))
+    return rows(measure(half=asked.half, rounds=asked.rounds, checkpoint=asked.checkpoint))

@@ -149,6 +149,7 @@ class Recipe:
         spoken = () if self.size.recordings or self.size.callers else ("--assets", self.assets)
         speech = ("--bank", self.bank, "--out", self.work / "speech", "--count", self.size.shipped)
         self.run("assets", *speech, *spoken)
+        self.run("speech", "--bank", self.bank, "--out", self.work / "people")
         measured = ("--checkpoint", self.out, "--bank", self.bank)
         asked = ("--count", self.size.questions, "--recognise", self.size.recognised)
         self.run("evaluate", *measured, *asked, "--json", self.out.with_suffix(".evaluation.json"))
@@ -202,6 +203,7 @@ def ship(work: Path) -> None:
     for source, target in (
         (work / "checkpoint", REPOSITORY / "server" / "checkpoints" / "mini"),
         (work / "speech", REPOSITORY / "tests" / "assets" / "speech"),
+        (work / "people", REPOSITORY / "online_align" / "speech"),
     ):
         shutil.copytree(source, target, dirs_exist_ok=True)
     shutil.copyfile(work / "manifest.json", Path(__file__).parent / "manifest.json")

@@ -21,7 +21,7 @@ from recipes.mini import wordings
 from server.engine import Engine, SamplingParams
 
 ROOT = Path(__file__).parents[2]
-STAGES = "train_encoder train_decoder tokens train_lm export manifest assets evaluate scenes".split()
+STAGES = "train_encoder train_decoder tokens train_lm export manifest assets speech evaluate scenes".split()
 SYNTHESIS = all(importlib.util.find_spec(name) for name in ("hibari", "pocketsphinx", "soundfile"))
 
 
@@ -31,7 +31,7 @@ def _command(size: str, work: Path) -> list[str]:
 
 def _repository() -> dict[str, str]:
     """What a run could overwrite: the shipped model, its manifest and the shipped questions."""
-    written = [ROOT / "server" / "checkpoints" / "mini", ROOT / "tests" / "assets" / "speech"]
+    written = [ROOT / f for f in ("server/checkpoints/mini", "tests/assets/speech", "online_align/speech")]
     files = [p for folder in written for p in folder.rglob("*") if p.is_file()] + [ROOT / "recipes/mini/manifest.json"]
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
