@@ -72,7 +72,7 @@ async def test_a_permitted_call_is_kept_whole_with_its_seed(tiny: Path, tmp_path
             await caller.until(lambda: any(note["type"] == "signal" for note in caller.notes))
             name = caller.session["id"]
         await live.empty()
-        assert live.count("duologue_signals_total", signal="feedback") == 1
+        assert live.count("duologue_signals_total", signal="feedback", role="base") == 1
     journal = opened(data)
     about, columns = journal.reader.session(name), journal.reader.columns(name)
     assert (about.keep, about.train, about.end_reason, about.first_tick) == (True, True, "hang_up", 0)

@@ -43,7 +43,7 @@ LABELS: dict[str, dict[str, type[StrEnum]]] = {
 
 UNIT_ENDINGS = {"seconds": "_seconds", "bytes": "_bytes", "ratio": "_ratio"}
 PROCESS = "duologue_process_"
-"""What the `prometheus_client` package says of the process; it has its own help, and is missing where there is no /proc."""
+"""What the `prometheus_client` package says of the process; its help is its own, and without /proc there is none."""
 
 
 def families(metrics: Metrics) -> list[Metric]:
@@ -74,7 +74,7 @@ def test_every_label_is_a_closed_set_that_exists_from_the_start() -> None:
     metrics.set_version("1.2.3")
     for family in families(metrics):
         closed = LABELS.get(family.name, {})
-        wanted = {()} if not closed else None
+        wanted: set[tuple[StrEnum, ...]] = {()}
         seen = {tuple(sample.labels[label] for label in closed) for sample in family.samples}
         extra = {name for sample in family.samples for name in sample.labels} - set(closed) - {"le"}
         assert extra == ({"version"} if family.name == "duologue_build_info" else set()), family.name
@@ -106,7 +106,9 @@ def test_prometheus_can_read_it() -> None:
     ]
     assert {sample.labels["le"]: sample.value for sample in buckets}["0.07"] == 1
     assert "0.08" in {sample.labels["le"] for sample in buckets}, "the frame's own length is an edge"
-    slack = {(sample.name, sample.labels.get("le")): sample.value for sample in read["duologue_tick_slack_seconds"].samples}
+    slack = {
+        (sample.name, sample.labels.get("le")): sample.value for sample in read["duologue_tick_slack_seconds"].samples
+    }
     assert slack["duologue_tick_slack_seconds_bucket", "-0.04"] == 0
     assert slack["duologue_tick_slack_seconds_bucket", "-0.02"] == 1
     assert slack["duologue_tick_slack_seconds_count", None] == 1
@@ -146,10 +148,10 @@ def test_latencies_come_from_responses_and_yields_alone() -> None:
 
 def test_only_roles_that_speak_now_have_an_adapter() -> None:
     metrics = Metrics()
-    metrics.show_adapters({AdapterRole.LIVE: "one", AdapterRole.CANARY: "two"}, base="mini")
-    metrics.show_adapters({AdapterRole.LIVE: "two"}, base="mini")
-    assert value(metrics, "duologue_adapter_info", role="live", adapter="two", base="mini") == 1
-    assert "one" not in metrics.expose().decode()
+    metrics.show_adapters({AdapterRole.LIVE: "a-1", AdapterRole.CANARY: "b-2"}, base="mini")
+    metrics.show_adapters({AdapterRole.LIVE: "b-2"}, base="mini")
+    assert value(metrics, "duologue_adapter_info", role="live", adapter="b-2", base="mini") == 1
+    assert "a-1" not in metrics.expose().decode()
 
 
 def test_the_journal_shows_differences_and_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
