@@ -23,7 +23,7 @@ from server.errors import DuologueError
 from server.journal import Columns
 from server.journal.reader import SessionRow
 
-__all__ = ["Replay", "ReplayError", "load", "replay", "voices"]
+__all__ = ["Replay", "ReplayError", "as_sound", "hear_numbers", "load", "replay", "use_adapter", "voices"]
 
 _STEP: Final = 2.0**-10
 """A token travels in the frame's sound as its number times this: exact, and never too loud to be sound."""
@@ -47,15 +47,15 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 def replay(checkpoint: Checkpoint, about: SessionRow, columns: Columns, *, adapter: Path | None = None) -> Replay:
     """Run the call again. Raises `ReplayError` for a recording with gaps, or of another model."""
     _check(checkpoint, about, columns)
-    step = NativeStep(checkpoint, 1, max_adapters=1 if adapter else 0, hear=_hear_numbers)
-    number = _use(step, checkpoint, adapter) if adapter else 0
+    step = NativeStep(checkpoint, 1, max_adapters=1 if adapter else 0, hear=hear_numbers)
+    number = use_adapter(step, checkpoint, adapter) if adapter else 0
     step.open(0, msgspec.json.decode(about.sampling, type=SamplingParams), number, about.seed)
     first_user = 1 + about.model_codebooks
     said = []
     for frame in range(len(columns.ticks_T) + 1):
         # The caller's frame of step 0 is never read, and step n reads that of column n - 1.
         user_U = columns.tokens_TK[frame - 1, first_user:] if frame else np.zeros(about.codebooks - first_user)
-        out = step.step(_as_sound(user_U, checkpoint.mimi.frame_size), torch.ones(1, dtype=torch.bool))
+        out = step.step(as_sound(user_U, checkpoint.mimi.frame_size), torch.ones(1, dtype=torch.bool))
         if out.tokens_BK[0, 0] >= 0:
             said.append(out.tokens_BK[0].numpy())
     tokens = np.array(said, np.int16).reshape(-1, about.codebooks)
@@ -96,7 +96,7 @@ def _check(checkpoint: Checkpoint, about: SessionRow, columns: Columns) -> None:
         )
 
 
-def _hear_numbers(program: Program, memory: RowMemory, mimi: Any, codebooks: int) -> None:
+def hear_numbers(program: Program, memory: RowMemory, mimi: Any, codebooks: int) -> None:
     """Hear each token as the number that one sample holds: the nearest of all numbers is itself."""
     ear = memory.scratch(mimi.frame_size)
     program.hear(ear, mimi.frame_size)
@@ -105,13 +105,14 @@ def _hear_numbers(program: Program, memory: RowMemory, mimi: Any, codebooks: int
         program.quantise(ear + index, numbers, index)
 
 
-def _as_sound(user_U: NDArray[Any], frame_size: int) -> torch.Tensor:
+def as_sound(user_U: NDArray[Any], frame_size: int) -> torch.Tensor:
+    """One frame that `hear_numbers` hears as these tokens, float32 `[1, frame_size]`."""
     sound = torch.zeros(1, frame_size)
     sound[0, : len(user_U)] = torch.from_numpy(user_U.astype(np.float32)) * _STEP
     return sound
 
 
-def _use(step: NativeStep, checkpoint: Checkpoint, folder: Path) -> int:
+def use_adapter(step: NativeStep, checkpoint: Checkpoint, folder: Path) -> int:
     """Read an adapter into the step's only place. Raises `AdapterError`."""
     memory = step.adapters
     layers = {name: Widths(*memory.widths(name)) for name in memory.sites}

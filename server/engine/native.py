@@ -72,16 +72,20 @@ class NativeStep:
         """Start a row from nothing."""
         self.machine.reset(row)
         self.use_adapter(row, adapter)
+        self.machine.sampling[row]["seed"] = seed
+        self.machine.sampling[row]["remembered"] = 0
+        self.sample(row, params)
+
+    def sample(self, row: int, params: SamplingParams) -> None:
+        """From its next step on, a row turns logits into tokens like this."""
         cards = (self.machine.shape.text_card, self.machine.shape.card)
         how = self.machine.sampling[row]
-        how["seed"] = seed
         how["temperature"] = (params.text_temperature or 1.0, params.audio_temperature or 1.0)
         how["top_k"] = [min(k or n, n) for k, n in zip((params.text_topk, params.audio_topk), cards, strict=True)]
         how["greedy"] = (params.text_greedy, params.audio_greedy)
         how["pad_mult"] = params.pad_mult
         how["penalty"] = params.repetition_penalty
         how["window"] = 0 if params.repetition_penalty == 1.0 else params.repetition_penalty_context
-        how["remembered"] = 0
 
     def use_adapter(self, row: int, adapter: int) -> None:
         """From its next step on, a row speaks with this adapter; its past stays what it was."""

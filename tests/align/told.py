@@ -1,0 +1,116 @@
+"""Calls of the embedded model for the tests of pairs, made by the engine as the server makes them, without a server."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from server.engine import Engine, SamplingParams
+from server.journal import Journal, JournalWriter, SessionRecord, TickRecord
+from server.signals import Board, RowFrame, Signal
+from tests.signals.sounds import clip
+
+GREEDY = SamplingParams(use_sampling=False)
+RATE, FRAME, FRAME_S = 16_000, 1280, 0.08
+SILENT = (0, 3)
+
+
+def sound(*pieces: tuple[float, np.ndarray], seconds: float) -> np.ndarray:
+    """Lay pieces at their seconds into silence, float32 at 16 kHz."""
+    laid = np.zeros(int(seconds * RATE), np.float32)
+    for at_s, piece in pieces:
+        at = round(at_s * RATE)
+        laid[at : at + len(piece)] += piece[: max(0, len(laid) - at)]
+    return laid
+
+
+def with_pause(name: str, at_s: float, pause_s: float) -> np.ndarray:
+    """A recording with a pause cut into it."""
+    whole = clip(name)
+    cut = round(at_s * RATE)
+    return np.concatenate([whole[:cut], np.zeros(round(pause_s * RATE), np.float32), whole[cut:]])
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What a call came to."""
+
+    tokens_TK: np.ndarray
+    logprob_T: np.ndarray
+    signals: list[Signal]
+    seed: int
+
+
+def call(engine: Engine, heard: np.ndarray, *, sampling: SamplingParams = GREEDY, seed: int = 7, slot: int = 0) -> Told:
+    """Call the model in one slot and say `heard` to it."""
+    board = Board(1, sample_rate=engine.sample_rate, frame_s=FRAME_S)
+    board.open(0)
+    pcm, active = np.zeros((engine.slots, FRAME), np.float32), np.arange(engine.slots) == slot
+    seed = engine.open(slot, sampling, seed=seed)
+    columns, logprobs, signals = [], [], {}
+    for start in range(0, len(heard) - FRAME + 1, FRAME):
+        pcm[slot] = heard[start : start + FRAME]
+        out = engine.step(pcm, active)
+        text = int(out.text[slot])
+        word = text > 0 and str(engine.text_tokenizer.id_to_piece(text)).startswith("▁")
+        frame = RowFrame(heard=pcm[slot].copy(), said=np.asarray(out.pcm)[slot].copy(), word=word)
+        signals |= {signal.id: signal for signal in board.hear({0: frame})[0]}
+        if text >= 0:
+            columns.append(out.tokens.numpy()[slot].copy())
+            logprobs.append(float(out.logprob[slot]))
+    signals |= {signal.id: signal for signal in board.close(0, hung_up=True)}
+    engine.close(slot)
+    return Told(
+        tokens_TK=np.array(columns, np.int16),
+        logprob_T=np.array(logprobs, np.float32),
+        signals=[signal for signal in signals.values() if signal.state != "withdrawn"],
+        seed=seed,
+    )
+
+
+def keep(
+    journal: Journal,
+    name: str,
+    told: Told,
+    *,
+    user_hash: str = "",
+    train: bool = True,
+    sampling: SamplingParams = GREEDY,
+    signals: Sequence[Signal] | None = None,
+    checkpoint: str | Path = "mini",
+    model_codebooks: int = 6,
+) -> None:
+    """Write a call into a journal as the server does."""
+    writer = JournalWriter(journal.engine, journal.keys, commit_s=0.02)
+    writer.start()
+    writer.begin(
+        SessionRecord(
+            id=name, user_hash=user_hash, train=train, checkpoint=str(checkpoint), version="test", detector="test",
+            seed=told.seed, sampling=msgspec.json.encode(sampling).decode(), codebooks=told.tokens_TK.shape[1],
+            model_codebooks=model_codebooks, frame_rate=12.5,
+        )
+    )  # fmt: skip
+    for tick, column in enumerate(told.tokens_TK):
+        writer.frames(
+            TickRecord(
+                sessions=(name,),
+                ticks=(tick,),
+                tokens_NK=column[None].astype(np.int64),
+                logprob_N=told.logprob_T[tick : tick + 1],
+            )
+        )
+    for signal in told.signals if signals is None else signals:
+        writer.signal(name, signal)
+    writer.end(name, "hang_up")
+    writer.stop()
+
+
+def spoken(text_T: np.ndarray) -> np.ndarray:
+    """Frames whose text token says something."""
+    return np.flatnonzero(~np.isin(text_T, SILENT))
+
+
+def words(engine_or_tokenizer: object, text_T: np.ndarray) -> str:
+    """What a text stream says."""
+    tokenizer = getattr(engine_or_tokenizer, "text_tokenizer", engine_or_tokenizer)
+    return str(tokenizer.decode([int(t) for t in text_T if t not in SILENT])).strip()
