@@ -1,7 +1,8 @@
 """How well signals are found: every labelled scene in every condition, against what was written into it.
 
 Thresholds were chosen on the `tune` half; the `report` half has other people, other sentences and other times. A signal
-counts as found when one of its kind stands within half a second of its label; each label is found once.
+counts as found when one of its kind stands within half a second of its label; each label is found once. Every figure
+says how sure it is: `intervals`.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import numpy as np
 
 from benchmarks.report import Row, compare
 from online_align.evaluate.conditions import Condition, microphone
+from online_align.evaluate.intervals import f1_interval, percentile_interval
 from online_align.evaluate.material import RATE_HZ, Material, load_material
 from online_align.evaluate.scenes import Label, Scene, make_scenes
 from server.signals import Board, RowFrame, Signal, SignalKind, State
@@ -25,7 +27,8 @@ Half = Literal["tune", "report"]
 _FRAME: Final = 1280
 _FRAME_S: Final = 0.08
 _TOLERANCE_S: Final = 0.5
-_SEEDS: Final = {"tune": 11, "report": 29}
+_SEEDS: Final = {"tune": 11, "report": 43}
+"""That of `report` is drawn anew whenever somebody has looked at what was wrong in it: it was 29 up to `duologue-1`."""
 _F1_CLEAN: Final = 0.95
 _F1_TOLD_APART: Final = 0.9
 _F1_NOISY: Final = 0.85
@@ -83,7 +86,7 @@ Scores = dict[Condition, dict[SignalKind, Score]]
 def measure(
     *,
     half: Half = "report",
-    rounds: int = 6,
+    rounds: int = 26,
     checkpoint: str = "mini",
     conditions: Iterable[Condition] = Condition,
     material: Material | None = None,
@@ -181,14 +184,7 @@ def rows(scores: Scores) -> list[Row]:
         made += [
             _f1_row(f"{kind}_f1_clean", clean, goal),
             _f1_row(f"{kind}_f1_noisy", noisy, _F1_NOISY),
-            compare(
-                f"{kind}_time_error_ms",
-                1000 * float(np.percentile(clean.errors_s, _PERCENTILE)) if clean.errors_s else None,
-                "ms",
-                better="lower",
-                goal=_TIME_ERROR_MS,
-                remark="90th percentile, clean",
-            ),
+            _error_row(f"{kind}_time_error_ms", clean.errors_s),
         ]
     made += [_f1_row(f"all_f1_{condition}", _together(kinds.values()), None) for condition, kinds in scores.items()]
     echo = [scores[condition][SignalKind.BARGE_IN] for condition in scores if condition.startswith("echo")]
@@ -206,13 +202,32 @@ def _together(scores: Iterable[Score]) -> Score:
 
 
 def _f1_row(name: str, score: Score, goal: float | None) -> Row:
-    remark = f"precision {score.precision:.2f}, recall {score.recall:.2f}, {score.found + score.missed} labels"
+    low, high = f1_interval(score.found, score.missed, score.false)
+    remark = (
+        f"95 % interval {low:.3f} to {high:.3f}; precision {score.precision:.3f}, recall {score.recall:.3f}, "
+        f"{score.found + score.missed} labels"
+    )
     return compare(name, score.f1, "F1", better="higher", goal=goal, remark=remark)
+
+
+def _error_row(name: str, errors_s: Sequence[float]) -> Row:
+    if not errors_s:
+        return compare(name, None, "ms", better="lower", goal=_TIME_ERROR_MS, remark="nothing was found")
+    errors_ms = [1000 * error for error in errors_s]
+    low, high = percentile_interval(errors_ms, _PERCENTILE)
+    return compare(
+        name,
+        float(np.percentile(errors_ms, _PERCENTILE)),
+        "ms",
+        better="lower",
+        goal=_TIME_ERROR_MS,
+        remark=f"90th percentile of {len(errors_ms)}, clean; 95 % interval {low:.0f} to {high:.0f}",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What can be chosen for this suite."""
-    parser.add_argument("--rounds", type=int, default=6, help="how often each scene is played (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=26, help="how often each scene is played (default: %(default)s)")
     parser.add_argument(
         "--half",
         choices=("tune", "report"),

@@ -19,10 +19,13 @@ __all__ = ["ModelTrack", "Turn", "UserTrack"]
 
 _BLOCK_S: Final = 0.02
 _ONSET_MEMORY: Final = 5
-_EARLIER: Final = 4
+_EARLIER: Final = 6
+_BACKGROUND: Final = 32
+_BACKGROUND_PERCENTILE: Final = 80
 _HINT_OF_VOICE: Final = 0.1
 _ONSET_DB: Final = 4.0
 _SOFT_DB: Final = 10.0
+_ABOVE_BACKGROUND_DB: Final = 10.0
 _FADE_DB: Final = 12.0
 _FADE_S: Final = 0.2
 _LEVEL_WEIGHT: Final = 0.2
@@ -53,7 +56,7 @@ class UserTrack:
 
     def __init__(self, thresholds: Thresholds) -> None:
         self._limits = thresholds
-        self._recent: deque[tuple[float, Hop]] = deque(maxlen=_EARLIER + _ONSET_MEMORY)
+        self._recent: deque[tuple[float, Hop]] = deque(maxlen=_BACKGROUND + _EARLIER + _ONSET_MEMORY)
         self._own_dbfs = thresholds.usual_dbfs
         self._near_at = 0.0
         self._syllables = _Syllables()
@@ -113,10 +116,17 @@ class UserTrack:
         self._recent.clear()
 
     def _first_hint(self, t0: float) -> float:
-        """Go back from the first voiced hop over those that may be the word's soft beginning."""
+        """Go back from the first voiced hop over those that may be the word's soft beginning.
+
+        A beginning may be far softer than the word where nothing else is heard: it must stand out from the second
+        before. Where somebody else talks all the time, only what is nearly as loud as the user belongs to him.
+        """
         earlier = [(at, hop) for at, hop in self._recent if at < t0]
+        before = [hop.level_dbfs for _, hop in earlier[:-_EARLIER]]
+        background = float(np.percentile(before, _BACKGROUND_PERCENTILE)) if before else 0.0
         for at, hop in reversed(earlier[-_EARLIER:]):
-            if hop.probability < _HINT_OF_VOICE or not self._is_near(hop.level_dbfs + _SOFT_DB):
+            soft = self._is_near(hop.level_dbfs + _SOFT_DB) or hop.level_dbfs >= background + _ABOVE_BACKGROUND_DB
+            if hop.probability < _HINT_OF_VOICE or not soft:
                 break
             t0 = at
         return t0
@@ -161,6 +171,8 @@ class ModelTrack:
     def __init__(self, thresholds: Thresholds, *, sample_rate: int) -> None:
         self._limits = thresholds
         self._block = round(_BLOCK_S * sample_rate)
+        self._on = 10 ** (thresholds.model_on_dbfs / 10)
+        self._off = 10 ** (thresholds.model_off_dbfs / 10)
         self._since: float | None = None
         self._loud_s = 0.0
         self._last = 0.0
@@ -183,18 +195,18 @@ class ModelTrack:
             self._word_times.append(t0)
             if self.turn is not None and self.speaking:
                 self.turn.words += 1
-        for index, loud in enumerate(self._loud(pcm)):
-            self._step(t0 + index * _BLOCK_S, loud, gap_s)
+        for index, level in enumerate(self._powers(pcm)):
+            self._step(t0 + index * _BLOCK_S, level, gap_s)
 
-    def _loud(self, pcm: NDArray[np.float32]) -> list[bool]:
+    def _powers(self, pcm: NDArray[np.float32]) -> list[float]:
         blocks = pcm[: len(pcm) // self._block * self._block].reshape(-1, self._block)
-        power = np.square(blocks).mean(axis=1)
-        loud: list[bool] = (power > 10 ** (self._limits.model_on_dbfs / 10)).tolist()
-        return loud
+        powers: list[float] = np.square(blocks).mean(axis=1).tolist()
+        return powers
 
-    def _step(self, t0: float, loud: bool, gap_s: float) -> None:
+    def _step(self, t0: float, power: float, gap_s: float) -> None:
+        loud = power > self._on
         if self.turn is not None and self.speaking:
-            if loud:
+            if power > self._off:
                 self.turn.t1 = t0 + _BLOCK_S
                 self.turn.sound_s += _BLOCK_S
             elif t0 + _BLOCK_S - self.turn.t1 >= gap_s:

@@ -11,7 +11,7 @@ import msgspec
 
 __all__ = ["DETECTOR", "Signal", "SignalKind", "State"]
 
-DETECTOR: Final = "duologue-1"
+DETECTOR: Final = "duologue-2"
 """Version of the rules and thresholds. Whoever changes what they find changes this."""
 
 

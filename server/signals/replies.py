@@ -88,7 +88,7 @@ class Replies:
         if not early:
             t0, t1 = sorted((reply.end.t1, reply.model.t0))
             self._ledger.revise(reply.signal, t0=t0, t1=t1, latency_s=-lead_s)
-            if reply.end.ended and now - reply.end.t1 > limits.pause_s:
+            if reply.end.ended and now - reply.end.t1 > limits.pause_s + limits.noticed_late_s:
                 self._settle(confidence=0.9)
             return
         kind = SignalKind.PAUSE_TAKEOVER if reply.in_pause else SignalKind.CUT_OFF

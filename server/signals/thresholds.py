@@ -33,6 +33,8 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
 
     model_on_dbfs: float = -45.0
     """Level of 20 ms of the model's sound from which it speaks."""
+    model_off_dbfs: float = -52.0
+    """What is quieter is no part of a turn that goes on: a last consonant may be softer than any beginning."""
     model_onset_s: float = 0.06
     """So much sound makes a start."""
     model_gap_s: float = 1.0
@@ -62,6 +64,8 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
     is no takeover."""
     pause_s: float = 1.3
     """A user who goes on so soon after his own end had paused; later, he speaks anew."""
+    noticed_late_s: float = 0.4
+    """A beginning is known so much later than it was, at most: that long after `pause_s` a response is still open."""
     no_response_s: float = 2.5
     """Silence after the user's end. FD-Bench: a gap of more than 2.5 s."""
     shortest_turn_s: float = 0.25

@@ -70,7 +70,7 @@ def test_a_short_sound_of_the_model_in_the_users_turn_is_no_cut_off() -> None:
     assert set(found) == {SignalKind.RESPONSE}
 
 
-@pytest.mark.parametrize("gap", [0.4, 0.9])
+@pytest.mark.parametrize("gap", [0.4, 0.9, 1.28])
 def test_a_pause_taken_over_is_known_when_the_user_goes_on(gap: float) -> None:
     call = Call([(1.0, 2.0), (2.0 + gap, 4.0)], [(2.25, 4.5)], seconds=8)
     found = call.close()
