@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from client import say
+from client import say, talk
 from client.load import command as load
 
 __all__ = ["main"]
@@ -30,6 +30,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     say.add_arguments(command)
     command.set_defaults(run=say.run)
+    command = commands.add_parser(
+        "talk",
+        help="talk with a microphone",
+        description="Talk to the server with a microphone and loudspeakers, or with sound files in their place.",
+        epilog=talk.EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    talk.add_arguments(command)
+    command.set_defaults(run=talk.run)
     command = commands.add_parser(
         "load",
         help="call with many callers at once, and measure",

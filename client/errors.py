@@ -8,11 +8,14 @@ from typing import ClassVar
 __all__ = [
     "CallLostError",
     "ClientError",
+    "DeviceError",
+    "HungUpError",
     "NotAuthorisedError",
     "RefusedError",
     "RemoteLoadError",
     "ReportFileError",
     "ServerBusyError",
+    "SettingsError",
     "SoundFileError",
     "TokenFileError",
     "UnreachableError",
@@ -39,6 +42,12 @@ class TokenFileError(ClientError):
 
 class ReportFileError(ClientError):
     """A report or a picture cannot be written."""
+
+    exit_code = 2
+
+
+class SettingsError(ClientError):
+    """The file in which the client remembers what it was told cannot be read or written."""
 
     exit_code = 2
 
@@ -82,3 +91,13 @@ class CallLostError(ClientError):
     """The connection ended or fell silent before the call was over."""
 
     exit_code = 7
+
+
+class HungUpError(CallLostError):
+    """The server ended the call in good order, and gave no reason."""
+
+
+class DeviceError(ClientError):
+    """No microphone or loudspeakers: the sound system, the device or its settings do not work."""
+
+    exit_code = 8

@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from client.errors import (
     CallLostError,
     ClientError,
+    HungUpError,
     NotAuthorisedError,
     RefusedError,
     ServerBusyError,
@@ -28,7 +29,7 @@ from client.errors import (
 )
 from client.sound import FRAME_SIZE, SAMPLE_RATE_HZ, Pcm
 from server import protocol
-from server.protocol import CloseCode, Kind, QueuePosition, SessionStart, Stats
+from server.protocol import CloseCode, Kind, QueuePosition, SessionStart, SignalNotice, Stats
 
 __all__ = ["OPUS_DELAY_SAMPLES", "Event", "Link", "Piece", "Sound", "chat_url", "open_link"]
 
@@ -56,7 +57,7 @@ class _Ready(msgspec.Struct, frozen=True):
     """The handshake: the server listens from now on."""
 
 
-Event = Sound | Piece | Stats | SessionStart | QueuePosition | _Ready
+Event = Sound | Piece | Stats | SessionStart | QueuePosition | SignalNotice | _Ready
 
 
 class Link:
@@ -81,6 +82,10 @@ class Link:
         """Send float32 [FRAME_SIZE] at 24 kHz. Raises RefusedError or CallLostError."""
         assert frame.shape == (FRAME_SIZE,), "the caller cuts frames"
         await self._put(protocol.audio(bytes(self._encoder.append_pcm(frame))))
+
+    async def tell(self, message: protocol.Metadata) -> None:
+        """Send metadata, which servers of others ignore. Raises RefusedError or CallLostError."""
+        await self._put(protocol.metadata(message))
 
     async def receive(self, timeout_s: float = math.inf) -> Event | None:
         """Wait for something worth knowing; None when there was nothing within `timeout_s`.
@@ -116,11 +121,11 @@ class Link:
             self._sentence = body.decode(errors="replace")
         return None
 
-    def _note(self, body: bytes) -> SessionStart | QueuePosition | Stats | None:
+    def _note(self, body: bytes) -> SessionStart | QueuePosition | SignalNotice | Stats | None:
         note = protocol.read_metadata(body)
         if isinstance(note, SessionStart):
             self.session = note
-        return note if isinstance(note, SessionStart | QueuePosition | Stats) else None
+        return note if isinstance(note, SessionStart | QueuePosition | SignalNotice | Stats) else None
 
     def _decode(self, ogg: bytes) -> Sound | None:
         try:
@@ -155,7 +160,7 @@ class Link:
             return ServerBusyError(sentence, code=code)
         if sentence or code != CloseCode.OK:
             return RefusedError(sentence, code=code)
-        return CallLostError("The server hung up before the call was over.")
+        return HungUpError("The server hung up before the call was over.")
 
 
 @asynccontextmanager
@@ -176,6 +181,9 @@ async def open_link(
         link = Link(socket)
         await link.wait_for_slot(on_queue)
         yield link
+    except CallLostError:
+        socket.transport.abort()  # a farewell would say that the call is over, and nobody could come back to it
+        raise
     finally:
         await socket.close()
 
