@@ -1,8 +1,8 @@
 """Voice activity of many callers at once: Silero VAD by ONNX Runtime, or a level rule where that is not installed.
 
-Owns the model file (`silero/`, 1.3 MB, MIT), its hash, and every row's recurrent state. It hears 16 kHz sound in frames of any length and gives
-one probability for every whole hop of 32 ms; rows share a call of the network, which halves its cost. It knows nothing
-of turns or of the other speaker.
+Owns the model file (`silero/`, 1.3 MB, MIT), its hash, and every row's recurrent state. It hears 16 kHz sound in frames
+of any length and gives one probability for every whole hop of 32 ms; rows share a call of the network, which halves its
+cost. It knows nothing of turns or of the other speaker.
 """
 
 import hashlib
