@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -47,7 +48,8 @@ def call(engine: Engine, heard: np.ndarray, *, sampling: SamplingParams = GREEDY
     board.open(0)
     pcm, active = np.zeros((engine.slots, FRAME), np.float32), np.arange(engine.slots) == slot
     seed = engine.open(slot, sampling, seed=seed)
-    columns, logprobs, signals = [], [], {}
+    columns, logprobs = [], []
+    signals: dict[int, Signal] = {}
     for start in range(0, len(heard) - FRAME + 1, FRAME):
         pcm[slot] = heard[start : start + FRAME]
         out = engine.step(pcm, active)
@@ -110,7 +112,6 @@ def spoken(text_T: np.ndarray) -> np.ndarray:
     return np.flatnonzero(~np.isin(text_T, SILENT))
 
 
-def words(engine_or_tokenizer: object, text_T: np.ndarray) -> str:
+def words(tokenizer: Any, text_T: np.ndarray) -> str:
     """What a text stream says."""
-    tokenizer = getattr(engine_or_tokenizer, "text_tokenizer", engine_or_tokenizer)
     return str(tokenizer.decode([int(t) for t in text_T if t not in SILENT])).strip()
