@@ -7,6 +7,7 @@ import asyncio
 import logging
 import platform
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -14,6 +15,9 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from server.adapter_plan import Plan
+from server.adapter_routes import AdapterRoutes
+from server.adapters import Adapters, Applied
 from server.auth import Auth
 from server.calls import CallDesk
 from server.capacity import Capacity, Limits
@@ -54,11 +58,20 @@ class Server:
             retention_days=config.retention_days,
             metrics=self.metrics,
         )
+        self.adapters = Adapters(
+            data_dir=config.data_dir,
+            journal_url=config.journal_url,
+            share=config.canary_share,
+            apply=self._apply,
+            metrics=self.metrics,
+        )
         self.scheduler = Scheduler(
             load=load,
             limits=Limits(slots=None if config.slots == "auto" else config.slots, ceiling=ceiling),
             metrics=self.metrics,
             listening=self.listening,
+            adapters=self.adapters,
+            swap_live=config.swap_live,
             on_health=self._on_health,
             on_answers=self.guard.note,
         )
@@ -75,6 +88,7 @@ class Server:
         app.router.add_get("/api/chat", self._chat)
         app.router.add_get("/api/info", self._info)
         app.router.add_get("/api/sessions", self._sessions)
+        AdapterRoutes(self.adapters, self.desk).add_routes(app.router)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._expose)
@@ -114,6 +128,9 @@ class Server:
         following.cancel()
         await asyncio.to_thread(self.scheduler.stop)
 
+    def _apply(self, engine: Engine, plan: Plan, idle: frozenset[int]) -> "Future[Applied]":
+        return self.scheduler.obey(engine, plan, idle)
+
     def _on_health(self, health: Health) -> None:
         model, capacity = self.scheduler.model, self.scheduler.capacity
         if health is Health.READY and model is not None and capacity is not None:
@@ -151,7 +168,7 @@ class Server:
         return _json(
             {
                 "model": model and {"checkpoint": model.name, "device": model.device},
-                "adapter": None,
+                "adapter": live.id if (live := self.adapters.plan.live) is not None else None,
                 "versions": self._versions,
                 "slots": {
                     "total": capacity.callers if capacity else 0,

@@ -41,6 +41,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Calls are deleted when they are so old; 0 keeps them until somebody deletes them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    canary_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Of users, who hear an adapter while it is a canary."""
+    swap_live: bool = False
+    """Let calls that are under way change to a new adapter when nobody speaks; else they keep theirs to the end."""
+    learn: bool = False
+    """Run the learner beside the server, as a process of its own at low priority."""
+
     token_file: Path | None = None
     """Lines `NAME:TOKEN`, as `server.tokens` reads them. With this or with `tokens`, calls need one of the tokens."""
     tokens: str = ""
@@ -88,9 +95,9 @@ _NO_FIELDS: Final = tuple(ENVIRONMENT_PREFIX + name for name in ("CONFIG", "URL"
 
 _FLAGS: Final = (
     *("checkpoint", "slots", "host", "port", "data_dir", "device", "max_speed"),
-    *("token_file", "admin_token_file"),
+    *("canary_share", "token_file", "admin_token_file"),
 )
-_SWITCHES: Final = ("allow_anonymous",)
+_SWITCHES: Final = ("learn", "swap_live", "allow_anonymous")
 _SECRETS: Final = ("tokens", "admin_token")
 """Fields whose values no error shows."""
 
@@ -104,6 +111,9 @@ EXPECTED: Final = {
     "journal_url": "the SQLAlchemy URL of a PostgreSQL database",
     "retention_days": "0 days or more, where 0 keeps for ever",
     "log_level": "debug, info, warning or error",
+    "canary_share": "a share of users from 0 to 1 who hear an adapter while it is a canary",
+    "swap_live": "true or false: whether calls under way change to a new adapter when nobody speaks",
+    "learn": "true or false: whether the learner runs beside the server",
     "token_file": "a file with lines NAME:TOKEN; calls then need one of the tokens",
     "tokens": "NAME:TOKEN, several parted by commas",
     "admin_token_file": "a file with the one token that may change things",

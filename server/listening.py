@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Set
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -47,6 +47,8 @@ _STOP_S: Final = 10.0
 _SWEEP_EVERY_S: Final = 3600.0
 _DAY_S: Final = 86_400.0
 _WORD_START: Final = "▁"
+_SILENCE_S: Final = 0.5
+"""Neither side has been heard for so long: nobody notices when the adapter changes."""
 
 
 class _Heard(msgspec.Struct, eq=False):
@@ -56,6 +58,8 @@ class _Heard(msgspec.Struct, eq=False):
     detector: CallDetector
     seed: int
     consent: Consent
+    begins_word: Callable[[int], bool]
+    """Whether a token begins a word."""
     steps: int = 0
     """Steps taken so far, the left out ones included."""
     frames: int = 0
@@ -69,6 +73,8 @@ class Listening:
     def __init__(self, *, data_dir: Path, journal_url: str | None, retention_days: float, metrics: Metrics) -> None:
         self.problem = ""
         """Why calls are not recorded that should be; empty when all is well."""
+        self.before_keeping: Callable[[], None] = lambda: None
+        """What must be written down before anything of a call is. May raise `OSError`."""
         self._place = (data_dir, journal_url)
         self._retention_s = retention_days * _DAY_S
         self._metrics = metrics
@@ -78,17 +84,21 @@ class Listening:
         self._writer: JournalWriter | None = None
         self._journal: Journal | None = None
         self._closing = contextlib.ExitStack()
+        self._awaited: Callable[[], frozenset[int]] = frozenset
+        self._tell_silent: Callable[[Collection[Session]], None] = lambda _sessions: None
         self._told = Figures()
         self._swept_at = 0.0
         self._thread = threading.Thread(target=self._run, name="duologue-listening", daemon=True)
 
     def start(self, model: ModelInfo, tell: Callable[[Callable[[], None]], None]) -> None:
         """Load what finds voices, and listen. `tell` runs something on the event loop."""
-        self._model = model
         self._tell = tell
         self._board = Board(model.slots, sample_rate=model.sample_rate, frame_s=model.frame_s)
-        self._begins_word = functools.cache(self._is_word_start)
         self._thread.start()
+
+    def watch_silence(self, awaited: Callable[[], frozenset[int]], tell: Callable[[Collection[Session]], None]) -> None:
+        """Tell, from the thread, in which calls among the `awaited` slots nobody has spoken for half a second."""
+        self._awaited, self._tell_silent = awaited, tell
 
     def stop(self) -> None:
         """End after what was handed over; what may be kept is then on the disk. Blocks."""
@@ -153,7 +163,8 @@ class Listening:
             self._look_after()
 
     def _open(self, session: Session, slot: int, seed: int) -> None:
-        call = _Heard(session, self._board.open(slot), seed, Consent())
+        begins_word = functools.cache(functools.partial(_is_word_start, session.model))
+        call = _Heard(session, self._board.open(slot), seed, Consent(), begins_word)
         self._calls[slot] = call
         self._permit(call, session.consent)
 
@@ -167,11 +178,17 @@ class Listening:
                 call.detector.skip(missing)
                 call.frames += missing
             said = answer.pcm
-            frames[slot] = RowFrame(heard=answer.frame.pcm, said=said, word=self._begins_word(answer.token))
+            frames[slot] = RowFrame(heard=answer.frame.pcm, said=said, word=call.begins_word(answer.token))
         for slot, signals in self._board.hear(frames).items():
             self._give(self._calls[slot], signals)
         self._record(step, [slot for slot, answer in rows.items() if answer.token >= 0])
+        self._watch_silence(frames.keys())
         self._look_after()
+
+    def _watch_silence(self, slots: Set[int]) -> None:
+        calls = [self._calls[slot] for slot in slots & self._awaited()]
+        if silent := [call.session for call in calls if call.detector.silent_s >= _SILENCE_S]:
+            self._tell_silent(silent)
 
     def _is_heard(self, slot: int, session: Session) -> bool:
         call = self._calls.get(slot)
@@ -224,11 +241,12 @@ class Listening:
             call.recorded = True
 
     def _describe(self, call: _Heard) -> SessionRecord:
-        model = self._model
+        model = call.session.model
         return SessionRecord(
             id=call.session.id,
             train=call.consent.train,
             checkpoint=model.name,
+            adapter=call.session.adapter,
             version=_version(),
             detector=call.detector.version,
             seed=call.seed,
@@ -248,6 +266,7 @@ class Listening:
             self._closing.callback(journal.engine.dispose)
             self._closing.enter_context(exclusive(journal.engine, self._place[0]))
             journal.removal.finish()
+            self.before_keeping()
             self._writer = JournalWriter(
                 journal.engine, journal.keys, on_withdrawn=lambda session: _withdraw(journal, session)
             )
@@ -278,10 +297,11 @@ class Listening:
                 swept = journal.removal.sweep(older_than_s=self._retention_s)
                 log.info("the retention time ended for %d calls", len(swept))
 
-    def _is_word_start(self, token: int) -> bool:
-        if token < 0 or token in self._model.silent_tokens:
-            return False
-        return str(self._model.tokenizer.id_to_piece(token)).startswith(_WORD_START)
+
+def _is_word_start(model: ModelInfo, token: int) -> bool:
+    if token < 0 or token in model.silent_tokens:
+        return False
+    return str(model.tokenizer.id_to_piece(token)).startswith(_WORD_START)
 
 
 def _withdraw(journal: Journal, session: str) -> None:

@@ -1,8 +1,8 @@
-"""All callers' frames through one engine: the thread that ticks, and its hand-overs to the event loop.
+"""All callers' frames through the engine: the thread that ticks, and its hand-overs to the event loop.
 
-The scheduler owns the engine and the thread it runs in. The event loop asks it to open and close slots and wakes
-it when a frame is in an inbox; replies go back to the event loop by way of the encoding thread, one hand-over per
-step. It knows nothing of sockets or queues, and it never waits for either.
+The scheduler owns the engine, or for a while two (`generations`), and the thread in which they step. The event loop
+asks it to open and close slots and wakes it when a frame is in an inbox; replies go back to the event loop by way of
+the encoding thread, one hand-over per step. It knows nothing of sockets or queues, and it never waits for either.
 
 A step begins as soon as any open slot has a frame, and takes one frame from every slot that has one. Frames that
 arrive during a step share the next (docs/decisions/0004-step-as-soon-as-there-is-a-frame.md).
@@ -10,29 +10,30 @@ arrive during a step share the next (docs/decisions/0004-step-as-soon-as-there-i
 
 import asyncio
 import contextlib
-import gc
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
+from server.adapter_plan import Plan
+from server.adapters import Adapters, Applied
 from server.capacity import Capacity, Limits, callers_on_time, fit_steps, load_wide
 from server.encoding import EncodedStep, EncodingThread
 from server.engine import Engine
-from server.errors import CheckpointError, DuologueError, FaultError, ServerFailedError
+from server.errors import DuologueError, FaultError, ServerFailedError
+from server.generations import Generation, Generations, checked, describe, spare_collector
 from server.listening import Listening
 from server.metrics import Metrics, Stage
 from server.protocol import FRAME_MS
 from server.rehearsal import rehearse
 from server.session import ModelInfo, Report, Session
-from server.sound import OPUS_RATES_HZ
-from server.tick import Rows, Step
+from server.tick import Step
 
 __all__ = ["Health", "Scheduler"]
 
@@ -54,7 +55,7 @@ class Health(StrEnum):
 
 
 class Scheduler:
-    """One engine, its thread, and the sessions in its slots.
+    """The engine, its thread, and the sessions in its slots.
 
     `load` makes an engine with so many slots, in the thread; how many depends on `limits` and on what is measured.
     `on_health` runs on the event loop whenever `health` has changed, and `on_answers` at every step with the number
@@ -68,6 +69,8 @@ class Scheduler:
         limits: Limits,
         metrics: Metrics,
         listening: Listening,
+        adapters: Adapters,
+        swap_live: bool,
         on_health: Callable[[Health], None],
         on_answers: Callable[[int, int], None],
     ) -> None:
@@ -79,12 +82,14 @@ class Scheduler:
         self._limits = limits
         self._metrics = metrics
         self._listening = listening
+        self._adapters = adapters
+        self._swap_live = swap_live
         self._on_health = on_health
         self._on_answers = on_answers
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stopping = False
-        self._rows: Rows | None = None
+        self._generations = Generations()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._encoding = EncodingThread(lambda step: self._post(lambda: self._deliver(step)))
         self._thread = threading.Thread(target=self._run, name="duologue-tick", daemon=True)
@@ -101,6 +106,7 @@ class Scheduler:
         if self._thread.is_alive():
             self._thread.join(_STOP_S)
         self._encoding.stop()
+        self._adapters.stop()
         self._listening.stop()
 
     def wake(self) -> None:
@@ -110,7 +116,12 @@ class Scheduler:
     @property
     def step_age_s(self) -> float:
         """How long the engine's present step has taken; 0 between steps and before the engine is ready."""
-        return self._rows.step_age_s if self._rows is not None else 0.0
+        return self._generations.step_age_s
+
+    @property
+    def older_models(self) -> tuple[ModelInfo, ...]:
+        """Models that take no new calls any more, and whose last ones go on."""
+        return self._generations.older
 
     async def open(self, session: Session, slot: int) -> None:
         """Start a conversation in a slot; its frames are taken from then on.
@@ -131,6 +142,39 @@ class Scheduler:
         """Pass on what a client says about its call. Returns at once."""
         self._listening.report(session, report)
 
+    def obey(self, engine: Engine, plan: Plan, idle: frozenset[int]) -> "Future[Applied]":
+        """Have a plan followed between two steps, and places freed that nobody uses. Returns at once."""
+        applied: Future[Applied] = Future()
+
+        def follow() -> None:
+            try:
+                applied.set_result(self._generations.obey(engine, plan, idle))
+            except Exception as problem:  # noqa: BLE001 - whoever waits is to know, and the tick goes on
+                applied.set_exception(problem)
+
+        self._command(follow)
+        return applied
+
+    def renew(self, engine: Engine, plan: Plan) -> "Future[ModelInfo]":
+        """Give new calls to another engine, which is warm; those that are under way end with theirs."""
+        renewed: Future[ModelInfo] = Future()
+
+        def add() -> None:
+            model = describe(engine)
+            self._generations.add(Generation(engine, model, plan, swap_live=self._swap_live))
+            self.model = model
+            renewed.set_result(model)
+
+        self._command(add)
+        return renewed
+
+    @property
+    def _engine(self) -> Engine:
+        return self._generations.newest.engine
+
+    def _on_silence(self, sessions: Collection[Session]) -> None:
+        self._command(lambda: self._move_silent(sessions))
+
     def _command(self, command: _Command) -> None:
         self._commands.put(command)
         self._wake.set()
@@ -139,12 +183,12 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
-            rows = self._rows = self._prepare()
+            self._generations.add(self._prepare())
             self._tell(Health.READY)
             while not self._stopping:
                 self._obey()
-                if not self._tick(rows):
-                    self._wake.wait(rows.wait_s())
+                if not self._tick():
+                    self._wake.wait(self._generations.wait_s())
                     self._wake.clear()
             self._obey()
         except DuologueError as problem:
@@ -153,10 +197,10 @@ class Scheduler:
             log.exception("the engine has failed")
             self._fail(f"{type(problem).__name__}: {problem}")
 
-    def _prepare(self) -> Rows:
+    def _prepare(self) -> Generation:
         """Load the engine and find out what it can hold: about a second of the start goes into the latter."""
-        self._engine, step_s = load_wide(lambda slots: _checked(self._load(slots)), self._limits, frame_s=_FRAME_S)
-        model = _describe(self._engine)
+        engine, step_s = load_wide(lambda slots: checked(self._load(slots)), self._limits, frame_s=_FRAME_S)
+        model = describe(engine)
         caller = rehearse(model)
         measured = callers_on_time(fit_steps(step_s), caller, frame_s=model.frame_s, at_most=model.slots)
         self.capacity = Capacity(
@@ -167,9 +211,12 @@ class Scheduler:
             caller=caller,
         )
         self._listening.start(model, self._post)
+        self._listening.watch_silence(lambda: self._generations.awaiting_silence, self._on_silence)
+        prepared = self._adapters.prepare(engine)
+        self._adapters.follow(prepared)
         self.model = model
-        _spare_collector()
-        return Rows(self._engine)
+        spare_collector()
+        return Generation(engine, model, prepared.plan, swap_live=self._swap_live)
 
     def _fail(self, problem: str) -> None:
         self.problem = problem
@@ -198,10 +245,8 @@ class Scheduler:
         if self.health is Health.FAILED:
             opened.set_exception(ServerFailedError())
             return
-        assert self._rows is not None, "nobody is let in before the engine is ready"
-        parameters = session.parameters
         try:
-            seed = self._rows.open(session, slot, parameters.sampling, parameters.seed)
+            seed = self._generations.open(session, slot)
         except Exception:
             opened.set_exception(ServerFailedError())
             raise
@@ -211,22 +256,24 @@ class Scheduler:
         else:
             opened.set_exception(FaultError())
 
+    def _move_silent(self, sessions: Collection[Session]) -> None:
+        self._generations.silent(sessions)
+
     def _close(self, session: Session, slot: int, reason: str) -> None:
         self._listening.closed(session, slot, reason)
-        if self.health is not Health.FAILED and self._rows is not None:
-            self._rows.close(session, slot)
+        if self.health is not Health.FAILED:
+            self._generations.close(session, slot)
 
-    def _tick(self, rows: Rows) -> bool:
+    def _tick(self) -> bool:
         """Step once if anybody has a frame, and hand over what came of it. Returns whether anybody had one."""
-        tick = rows.tick()
-        if tick is None:
-            return False
-        for step in tick.steps:
-            self._encoding.put(step)
-            self._listening.heard(step)
-        for session in tick.faulty:
-            self._post(session.endings.fail)
-        return True
+        ticks = self._generations.tick()
+        for tick in ticks:
+            for step in tick.steps:
+                self._encoding.put(step)
+                self._listening.heard(step)
+            for session in tick.faulty:
+                self._post(session.endings.fail)
+        return bool(ticks)
 
     def _deliver(self, encoded: EncodedStep) -> None:
         """On the event loop again."""
@@ -249,41 +296,3 @@ class Scheduler:
             metrics.observe(Stage(stage), seconds)
         if step_s > frame_s:
             metrics.overruns.inc()
-
-
-def _checked(engine: Engine) -> Engine:
-    """Raise `CheckpointError` for an engine whose sound cannot be carried."""
-    if engine.sample_rate not in OPUS_RATES_HZ:
-        raise CheckpointError(
-            engine.checkpoint,
-            got=f"a codec at {engine.sample_rate} Hz",
-            expected=f"one of {', '.join(map(str, OPUS_RATES_HZ))} Hz, the rates of Opus",
-            remedy="choose another checkpoint",
-        )
-    return engine
-
-
-def _spare_collector() -> None:
-    """Take what is there for good out of the garbage collector's rounds.
-
-    A full round through torch's modules holds the interpreter for 0.12 s, longer than a frame.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-def _describe(engine: Engine) -> ModelInfo:
-    return ModelInfo(
-        checkpoint=engine.checkpoint,
-        device=engine.device,
-        slots=engine.slots,
-        sample_rate=engine.sample_rate,
-        frame_size=engine.frame_size,
-        frame_rate=engine.frame_rate,
-        codebooks=1 + engine.model_codebooks + engine.user_codebooks,
-        model_codebooks=engine.model_codebooks,
-        tokenizer=engine.text_tokenizer,
-        silent_tokens=frozenset((engine.text_padding_id, engine.end_of_text_padding_id)),
-        recommended_sampling=engine.recommended_sampling,
-        context_frames=engine.context_frames,
-    )

@@ -29,7 +29,7 @@ from server.signals import Signal
 from server.sound import PACKET_MS, SoundEncoder, SoundReader, slices
 from server.words import WordReader
 
-__all__ = ["ModelInfo", "Report", "Session", "SessionView", "Wire"]
+__all__ = ["ModelInfo", "Report", "Session", "SessionView", "Wire", "model_name"]
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """What anybody may know of `checkpoint`: not where the operator keeps it."""
-        return self.checkpoint if self.checkpoint.startswith("hf:") else Path(self.checkpoint).absolute().name
+        return model_name(self.checkpoint)
 
     @property
     def frame_s(self) -> float:
@@ -76,11 +76,18 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         return max(1, int(milliseconds * self.frame_rate / 1000))
 
 
+def model_name(checkpoint: str) -> str:
+    """What anybody may know of a checkpoint that an operator named: not where it is kept."""
+    return checkpoint if checkpoint.startswith("hf:") else Path(checkpoint).absolute().name
+
+
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     """One line of `/api/sessions`. Nothing of what was said."""
 
     id: str
     slot: int
+    adapter: str
+    """Id of the adapter that speaks now; empty for the base model."""
     age_s: float
     parked: bool
     """Its connection was lost, and its slot waits for the caller to come back."""
@@ -125,6 +132,8 @@ class Session:
         self.inbox = Inbox(limit=model.frames(config.inbox_ms), max_speed=config.max_speed, frame_s=model.frame_s)
         self.outbox = Outbox(limit=model.frames(config.outbox_ms))
         self.slot: int | None = None
+        self.adapter = ""
+        """Id of the adapter that speaks now; empty for the base model. The tick thread sets both."""
         self.adapter_role = AdapterRole.BASE
         """Which adapter speaks, for the metrics: whoever gives the call an adapter sets it."""
         self.encoder: SoundEncoder | None = None
@@ -159,6 +168,20 @@ class Session:
         self.encoder = None
         if lost := self.outbox.mute():
             self._metrics.count_frames(FrameResult.DROPPED, lost)
+
+    @property
+    def model(self) -> ModelInfo:
+        """What it talks with."""
+        return self._model
+
+    def adopt(self, model: ModelInfo) -> None:
+        """Talk with another model, before a word was said: what the caller did not wish is as that one recommends."""
+        before, sampling = self._model.recommended_sampling, self.parameters.sampling
+        fields = msgspec.structs.asdict(model.recommended_sampling)
+        news = {name: value for name, value in fields.items() if getattr(sampling, name) == getattr(before, name)}
+        self.parameters = msgspec.structs.replace(self.parameters, sampling=msgspec.structs.replace(sampling, **news))
+        self._model = model
+        self._words = WordReader(model.tokenizer, silent=model.silent_tokens)
 
     def start(self, slot: int) -> None:
         """From now on what the caller says is heard. What was said while waiting is forgotten."""
@@ -217,6 +240,7 @@ class Session:
         return SessionView(
             id=self.id,
             slot=-1 if self.slot is None else self.slot,
+            adapter=self.adapter,
             age_s=round(self.endings.age_s, 1),
             parked=self.encoder is None,
             resumed=self._sockets - 1,
@@ -291,6 +315,7 @@ class Session:
     def _greeting(self, resume_token: str | None) -> SessionStart:
         return SessionStart(
             id=self.id,
+            adapter=self.adapter or None,
             frame_ms=round(1000 * self._model.frame_s),
             max_speed=self._config.max_speed,
             resume_token=resume_token,

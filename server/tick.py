@@ -36,6 +36,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     pcm: Frame | None
     """None while nothing is out yet."""
     token: int
+    adapter: str
+    """Id of the adapter that made this step; empty for the base model."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -80,13 +82,20 @@ class Rows:
         began_at = self._began_at
         return 0.0 if began_at is None else time.monotonic() - began_at
 
-    def open(self, session: Session, slot: int, sampling: SamplingParams, seed: int | None) -> int | None:
+    @property
+    def empty(self) -> bool:
+        """Whether nobody talks."""
+        return not self._sessions
+
+    def open(
+        self, session: Session, slot: int, sampling: SamplingParams, seed: int | None, adapter: int | None = None
+    ) -> int | None:
         """Start a conversation in a slot. Returns the seed in use, None when the engine could not.
 
-        Raises when the engine is broken.
+        `adapter` is the engine's number of one. Raises when the engine is broken.
         """
         try:
-            used = self._engine.open(slot, sampling, seed=seed)
+            used = self._engine.open(slot, sampling, adapter, seed)
         except Exception as problem:
             log.exception("slot %d could not be opened", slot)
             self._close(slot)
@@ -95,11 +104,13 @@ class Rows:
         self._sessions[slot] = session
         return used
 
-    def close(self, session: Session, slot: int) -> None:
-        """End the session's conversation, unless a fault has."""
-        if self._sessions.get(slot) is session:
-            del self._sessions[slot]
-            self._engine.close(slot)
+    def close(self, session: Session, slot: int) -> bool:
+        """End the session's conversation, unless a fault has. Returns whether it was there to end."""
+        if self._sessions.get(slot) is not session:
+            return False
+        del self._sessions[slot]
+        self._engine.close(slot)
+        return True
 
     def wait_s(self) -> float | None:
         """Seconds until somebody may be served, None for not before another frame arrives."""
@@ -180,6 +191,13 @@ class Rows:
 def _answers(taken: _Taken, out: FrameOutput) -> list[Answer]:
     text, pcm = out.text.tolist(), out.pcm.numpy()
     return [
-        Answer(session=session, slot=slot, frame=frame, pcm=pcm[slot] if text[slot] >= 0 else None, token=text[slot])
+        Answer(
+            session=session,
+            slot=slot,
+            frame=frame,
+            pcm=pcm[slot] if text[slot] >= 0 else None,
+            token=text[slot],
+            adapter=session.adapter,
+        )
         for slot, (session, frame) in taken.items()
     ]

@@ -331,6 +331,11 @@ class Engine:
             return dict(self._adapters)
 
     @property
+    def adapter_places(self) -> int:
+        """How many adapters can be ready at once; 0 where the work on a frame knows none."""
+        return self._work.adapters.count if self._work.adapters is not None else 0
+
+    @property
     def base_sha256(self) -> str:
         """The SHA-256 of the language model's weights, which an adapter names as its base."""
         self._base_sha256 = self._base_sha256 or file_sha256(self._checkpoint.lm_path)

@@ -6,6 +6,7 @@ SQLite unless an URL says otherwise: write-ahead log, `synchronous=FULL` (a comm
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +18,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.journal.errors import JournalError, JournalLockedError
 
-__all__ = ["connect", "exclusive", "purge", "upgrade"]
+__all__ = ["connect", "exclusive", "exists", "purge", "upgrade"]
 
 _FILE: Final = "journal.sqlite"
 _LOCK: Final = "journal.lock"
 _ADVISORY: Final = 0x00_D0_0106
 _BUSY_MS: Final = 10_000
+_UPGRADING: Final = threading.Lock()
+"""Alembic's context is one for the whole process."""
 _PRAGMAS: Final = (
     "journal_mode=WAL",
     "synchronous=FULL",
@@ -49,6 +52,11 @@ def connect(data_dir: Path, url: str | None = None) -> Engine:
     return engine
 
 
+def exists(data_dir: Path, url: str | None = None) -> bool:
+    """Whether there is a journal to open: one at `url` always counts as there."""
+    return url is not None or (data_dir / _FILE).exists()
+
+
 def _set_pragmas(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     for pragma in _PRAGMAS:
@@ -60,7 +68,7 @@ def upgrade(engine: Engine) -> None:
     """Bring the schema to the newest version, in one transaction."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    with engine.begin() as connection:
+    with _UPGRADING, engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 

@@ -76,6 +76,12 @@ class CallDetector:
         """Seconds of the call so far."""
         return self._frames * self._frame_s
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since either side was last heard."""
+        turns = [track.turn for track in (self._user, self._model) if track.turn is not None]
+        return self.now - max((turn.t1 for turn in turns), default=0.0)
+
     def frame(self, both: HeardAndSaid, hops: Sequence[Hop]) -> list[Signal]:
         """Take one frame and the hops that it completed. Returns what is new or revised."""
         self._echo.feed(both.heard, both.said)

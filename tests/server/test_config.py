@@ -15,6 +15,7 @@ def test_the_flags_are_frozen() -> None:
     assert flags == {
         "-h", "--help", "--checkpoint", "--slots", "--host", "--port", "--data-dir", "--device", "--max-speed",
         "--config", "--token-file", "--admin-token-file", "--allow-anonymous",
+        "--canary-share", "--swap-live", "--learn",
     }  # fmt: skip
 
 
@@ -29,6 +30,9 @@ def test_the_settings_and_their_defaults_are_frozen() -> None:
         "journal_url": None,
         "retention_days": 30.0,
         "log_level": "info",
+        "canary_share": 0.1,
+        "swap_live": False,
+        "learn": False,
         "token_file": None,
         "tokens": "",
         "admin_token_file": None,
@@ -65,7 +69,7 @@ def test_each_source_wins_over_the_one_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", sorted(ServerConfig.__struct_fields__))
 def test_every_field_can_come_from_the_environment(field: str) -> None:
     default = getattr(ServerConfig(), field)
-    odd = {"slots": "7", "log_level": "debug", "keepalive_s": "1.5", "heartbeat_s": "1.5"}
+    odd = {"slots": "7", "log_level": "debug", "keepalive_s": "1.5", "heartbeat_s": "1.5", "canary_share": "0.5"}
     number = isinstance(default, int | float) and not isinstance(default, bool)
     value = odd.get(field, "True" if default is False else str(default + 1) if number else f"other-{default}")
     config = load_config([], {"DUOLOGUE_" + field.upper(): value})
@@ -87,6 +91,7 @@ def test_every_field_can_come_from_the_environment(field: str) -> None:
         ("max_message_bytes", "1"),
         ("resume_grace_s", "-1"),
         ("resume_grace_s", "601"),
+        ("canary_share", "1.1"),
         ("idle_s", "0"),
         ("max_session_s", "0"),
         ("drain_s", "-1"),
