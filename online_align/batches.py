@@ -94,15 +94,16 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return (self.columns_B2NK[..., 0] >= 0).float()
 
 
-def pack(pair: Pair, grid: Grid, *, context: int | None = None, whole: bool = True) -> PackedPair:
+def pack(pair: Pair, grid: Grid, *, context: int | None = None, whole: tuple[bool, bool] = (True, True)) -> PackedPair:
     """Lay a pair out as a row. `context` is how many frames of the past are read at most; None is all there are.
 
-    Unless `whole`, sides end with the last frame that weighs anything: nothing later can change a score. Raises
-    `PairError`.
+    A side (chosen, rejected) that is not `whole` ends with the last frame that weighs anything: nothing later can
+    change its score. Raises `PairError`.
     """
     _check(pair, grid)
     credit = _credit(pair, grid)
-    sides = [_cut(side, weights, whole) for side, weights in zip((pair.chosen, pair.rejected), credit, strict=True)]
+    given = zip((pair.chosen, pair.rejected), credit, whole, strict=True)
+    sides = [_cut(side, weights, all_of_it) for side, weights, all_of_it in given]
     past_PK = pair.context_PK if context is None else pair.context_PK[max(0, len(pair.context_PK) - context) :]
     first = 0 if len(past_PK) == pair.at_tick else 1 + max(grid.delays)
     inputs = [_delayed(np.concatenate([past_PK, columns[:-1]]), grid) for columns, _ in sides]

@@ -148,7 +148,7 @@ def test_a_past_that_was_cut_is_read_without_start_tokens(folder: Path) -> None:
 def test_timing_counts_in_a_window_and_the_rest_is_not_read(folder: Path) -> None:
     policy = Policy(load(folder), rank=4)
     pair = random_pair(11, chosen=80, rejected=60, kind=PairKind.CUT_OFF, event=20)
-    row = pack(pair, policy.grid, whole=False)
+    row = pack(pair, policy.grid, whole=(False, False))
     for side in range(2):
         assert row.credit[side].nonzero()[0].tolist() == list(range(8, 46))
         assert len(row.columns[side]) == 46

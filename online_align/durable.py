@@ -1,0 +1,32 @@
+"""Files that are whole or not there, whatever happens: temporary file, fsync, rename, fsync of the folder."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["sync_folder", "write_durably"]
+
+
+def write_durably(path: Path, write: bytes | Callable[[Path], object]) -> None:
+    """Write a file through a temporary neighbour; `write` is its bytes, or writes them to the path it is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    if callable(write):
+        write(temporary)
+    else:
+        temporary.write_bytes(write)
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last, where the system can say so."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,268 @@
+"""One pass over preference pairs: each step scores a batch, adds the anchors, and moves the adapter a little.
+
+It trains the policy that it is given and says how it goes; what is trained on, from which adapter, and what becomes of
+the result is decided in `rounds`. It knows no journal and no folders but the file that it resumes from.
+
+Legend: B pairs, N scored frames of the longer side.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from online_align.batches import Batch, PackedPair, batches, collate, pack
+from online_align.losses import LOSSES, Scored, anchor, score
+from online_align.policy import Policy
+from online_align.records import Pair, Reference
+from online_align.settings import LearnerSettings
+from online_align.training_state import Standing, restore, save
+from online_align.workers import Workers
+
+__all__ = ["Figures", "Pass", "evaluate", "optimiser_groups", "reference_of"]
+
+_FINAL_SHARE: Final = 0.1
+"""Of the learning rate, at the last step."""
+_BETAS: Final = (0.9, 0.95)
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a step or an evaluation came to. Log-probabilities in nats."""
+
+    loss: float
+    margin: float
+    """Mean over pairs of `r_w / n_w - r_l / n_l`: how much more each frame of the chosen side has gained."""
+    accuracy: float
+    """Share of pairs with a margin above 0."""
+    chosen_logp: float
+    """Mean log-probability of a chosen frame."""
+    pairs: int
+    seconds: float = 0.0
+
+
+class Pass:
+    """One pass over `pairs`, in an order that the settings' seed decides, and over `replayed` beside them.
+
+    Every pair needs its reference. `state` is where the pass is saved after every `save_every` steps, and gone on from
+    when it belongs to the same `plan`. Raises `PairError`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: LearnerSettings,
+        pairs: Sequence[Pair],
+        *,
+        replayed: Sequence[Pair] = (),
+        plan: str = "",
+        state: Path | None = None,
+        save_every: int = 1,
+        workers: Workers | None = None,
+    ) -> None:
+        self._policy, self._settings, self._plan, self._state = policy, settings, plan, state
+        self._save_every = save_every
+        self._workers = workers or Workers()
+        self._device = policy.text_linear.weight.device
+        self._steps = _dealt(pairs, settings, settings.batch)
+        again = replayed if settings.anchor else ()
+        self._replays = _dealt(again, settings, math.ceil(len(again) / max(1, len(self._steps))) or 1)
+        self._optimiser = torch.optim.AdamW(optimiser_groups(policy, settings), betas=_BETAS, weight_decay=0.0)
+        self._schedule = [_share(step, len(self._steps), settings) for step in range(len(self._steps))]
+        self._peaks = [group["lr"] for group in self._optimiser.param_groups]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole pass."""
+        return len(self._steps)
+
+    def run(self, told: Callable[[int, Figures], object] = lambda _step, _figures: None) -> Figures:
+        """Make all steps that are left; `told` hears of each. Returns the means over the pass."""
+        standing = None
+        if self._state is not None:
+            standing = restore(self._state, self._policy, self._optimiser, plan=self._plan)
+        first = standing.step if standing else 0
+        sums = dict(standing.figures) if standing else {}
+        for step in range(first, self.steps):
+            began = time.perf_counter()
+            figures = self._step(step)
+            figures = msgspec.structs.replace(figures, seconds=time.perf_counter() - began)
+            for name, value in _summed(figures).items():
+                sums[name] = sums.get(name, 0.0) + value
+            if self._state is not None and ((step + 1) % self._save_every == 0 or step + 1 == self.steps):
+                done = Standing(plan=self._plan, step=step + 1, figures=sums)
+                save(self._state, self._policy, self._optimiser, done, self._workers)
+            told(step, figures)
+        return _mean(sums)
+
+    def _step(self, step: int) -> Figures:
+        """One step of the optimiser."""
+        chosen = self._rows(self._steps[step], preference=True)
+        again = self._rows(self._replays[step], preference=False) if step < len(self._replays) else []
+        sums: dict[str, float] = {}
+        self._optimiser.zero_grad(set_to_none=True)
+        for batch, real_B in self._batches(chosen):
+            loss_B, figures = self._losses(batch, real_B)
+            self._backward(loss_B, real_B, len(chosen))
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + value
+        for batch, real_B in self._batches(again):
+            self._backward(self._settings.anchor * self._anchor(self._policy(batch), batch), real_B, len(chosen))
+        for group, peak in zip(self._optimiser.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * self._schedule[step]
+        torch.nn.utils.clip_grad_norm_(self._policy.learned().values(), self._settings.clip)
+        self._optimiser.step()
+        names = sorted(sums)
+        total = self._workers.sum(torch.tensor([sums[name] for name in names], dtype=torch.float64))
+        return _mean(dict(zip(names, total.tolist(), strict=True)))
+
+    def _losses(self, batch: Batch, real_B: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """A loss for each pair `[B]`, and sums over those that are real."""
+        logp_B2N = self._policy(batch)
+        scored = scored_of(logp_B2N, batch)
+        loss_B = LOSSES[self._settings.loss](scored, self._settings.beta)
+        whole_B = loss_B + self._settings.anchor * self._anchor(logp_B2N, batch)
+        return whole_B, _sums(scored, loss_B.detach(), real_B)
+
+    def _anchor(self, logp_B2N: Tensor, batch: Batch) -> Tensor:
+        return anchor(logp_B2N[:, 0], batch.real_B2N[:, 0])
+
+    def _backward(self, loss_B: Tensor, real_B: Tensor, count: int) -> None:
+        # FSDP means over processes what is to be a sum over them.
+        torch.autograd.backward((loss_B * real_B).sum() * (self._workers.size / count))
+
+    def _rows(self, pairs: Sequence[Pair], *, preference: bool) -> list[PackedPair]:
+        anchored = self._settings.anchor > 0
+        frames = self._settings.context_s
+        context = None if frames is None else round(frames * self._policy.grid.frame_rate)
+        whole = (anchored, False) if preference else (True, False)
+        return [pack(pair, self._policy.grid, context=context, whole=whole) for pair in pairs]
+
+    def _batches(self, rows: Sequence[PackedPair]) -> Iterator[tuple[Batch, Tensor]]:
+        """This process's batches, with 1 for pairs that count. Every process gets as many, as FSDP needs."""
+        grid, size = self._policy.grid, self._workers.size
+        if size == 1:
+            for batch in batches(rows, grid, self._device, positions=self._settings.positions):
+                yield batch, torch.ones(len(batch.pairs), device=self._device)
+            return
+        ordered = sorted(rows, key=lambda row: (-row.positions, row.pair.id))
+        for at in range(0, len(ordered), size):
+            mine = at + self._workers.rank
+            row = ordered[min(mine, len(ordered) - 1)]
+            yield (
+                collate([row], grid, self._device),
+                torch.tensor([float(mine < len(ordered))], device=self._device),
+            )
+
+
+def optimiser_groups(policy: Policy, settings: LearnerSettings) -> list[dict[str, Any]]:
+    """Parameters by their learning rate: those of the temporal transformer, and those of the depth transformer."""
+    temporal: list[Tensor] = []
+    depth: list[Tensor] = []
+    for name, parameter in policy.learned().items():
+        (temporal if name.startswith("transformer.") else depth).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": temporal, "lr": settings.learning_rate}]
+    if depth:
+        groups.append({"params": depth, "lr": settings.depth_learning_rate})
+    return groups
+
+
+def scored_of(logp_B2N: Tensor, batch: Batch) -> Scored:
+    """What the losses take, from the policy's log-probabilities and the pairs' references."""
+    reference_B2N = _references(batch)
+    sums = [score(logp_B2N[:, side], batch.credit_B2N[:, side]) for side in range(2)]
+    references = [score(reference_B2N[:, side], batch.credit_B2N[:, side])[0] for side in range(2)]
+    return Scored(
+        chosen=sums[0][0],
+        rejected=sums[1][0],
+        chosen_reference=references[0],
+        rejected_reference=references[1],
+        chosen_length=sums[0][1],
+        rejected_length=sums[1][1],
+    )
+
+
+@torch.no_grad()
+def reference_of(policy: Policy, pairs: Sequence[Pair], *, name: str, base_sha256: str, positions: int) -> list[Pair]:
+    """The pairs with log-probabilities by the policy as it is now, which is the adapter `name`. Raises `PairError`."""
+    rows = [pack(pair, policy.grid) for pair in pairs]
+    found: dict[str, Reference] = {}
+    for batch in batches(rows, policy.grid, policy.text_linear.weight.device, positions=positions):
+        logp_B2N = policy(batch).cpu().numpy()
+        for pair, logp_2N in zip(batch.pairs, logp_B2N, strict=True):
+            found[pair.id] = Reference(
+                policy=name,
+                base_sha256=base_sha256,
+                chosen_T=logp_2N[0, : len(pair.chosen.tokens_TK)].copy(),
+                rejected_T=logp_2N[1, : len(pair.rejected.tokens_TK)].copy(),
+            )
+    return [msgspec.structs.replace(pair, reference=found[pair.id]) for pair in pairs]
+
+
+@torch.no_grad()
+def evaluate(policy: Policy, settings: LearnerSettings, pairs: Sequence[Pair]) -> Figures:
+    """Loss, margin and accuracy on pairs that are not trained on; all of them need their reference."""
+    rows = [pack(pair, policy.grid, whole=(False, False)) for pair in pairs]
+    sums: dict[str, float] = {}
+    device = policy.text_linear.weight.device
+    for batch in batches(rows, policy.grid, device, positions=settings.positions):
+        scored = scored_of(policy(batch), batch)
+        loss_B = LOSSES[settings.loss](scored, settings.beta)
+        for name, value in _sums(scored, loss_B, torch.ones(len(batch.pairs), device=device)).items():
+            sums[name] = sums.get(name, 0.0) + value
+    return _mean(sums)
+
+
+def _references(batch: Batch) -> Tensor:
+    values = np.zeros(batch.credit_B2N.shape, np.float32)
+    for place, pair in enumerate(batch.pairs):
+        assert pair.reference is not None, f"pair {pair.id} has no reference: rounds gives it one"
+        for side, logp_T in enumerate((pair.reference.chosen_T, pair.reference.rejected_T)):
+            kept = logp_T[: values.shape[2]]
+            values[place, side, : len(kept)] = kept
+    return torch.from_numpy(values).to(batch.credit_B2N.device)
+
+
+def _sums(scored: Scored, loss_B: Tensor, real_B: Tensor) -> dict[str, float]:
+    margin_B = scored.chosen_ratio / scored.chosen_length - scored.rejected_ratio / scored.rejected_length
+    each = {
+        "loss": loss_B,
+        "margin": margin_B,
+        "accuracy": (margin_B > 0).float(),
+        "chosen_logp": scored.chosen / scored.chosen_length,
+        "pairs": torch.ones_like(loss_B),
+    }
+    return {name: float((value.detach() * real_B).sum()) for name, value in each.items()}
+
+
+def _summed(figures: Figures) -> dict[str, float]:
+    means = msgspec.structs.asdict(figures)
+    return {name: value * (1 if name in ("pairs", "seconds") else figures.pairs) for name, value in means.items()}
+
+
+def _mean(sums: dict[str, float]) -> Figures:
+    count = sums.get("pairs", 0.0)
+    means = {name: sums.get(name, 0.0) / max(1.0, count) for name in ("loss", "margin", "accuracy", "chosen_logp")}
+    return Figures(pairs=round(count), seconds=sums.get("seconds", 0.0), **means)
+
+
+def _dealt(pairs: Sequence[Pair], settings: LearnerSettings, size: int) -> list[list[Pair]]:
+    """Pairs in a shuffled order that depends on nothing but themselves and the seed, `size` at a time."""
+    ordered = sorted(pairs, key=lambda pair: pair.id)
+    random.Random(settings.seed).shuffle(ordered)
+    return [ordered[at : at + size] for at in range(0, len(ordered), size)]
+
+
+def _share(step: int, steps: int, settings: LearnerSettings) -> float:
+    """Share of the learning rate at a step: up in a line, then down as a cosine."""
+    rise = min(settings.warm_up_steps, steps - 1)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    fallen = (step - rise) / max(1, steps - rise)
+    return _FINAL_SHARE + (1 - _FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * fallen))
