@@ -18,14 +18,19 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from server.adapter_plan import Plan
 from server.adapter_routes import AdapterRoutes
 from server.adapters import Adapters, Applied
+from server.addresses import Addresses
 from server.auth import Auth
 from server.calls import CallDesk
 from server.capacity import Capacity, Limits
 from server.config import ServerConfig
-from server.doors import WHO, Doors
+from server.doors import VISITOR, WHO, Doors
 from server.engine import Engine
+from server.errors import TooManyCallsError
+from server.limits import AddressLimits
 from server.listening import Listening
-from server.metrics import Metrics
+from server.login import Login
+from server.metrics import Metrics, Rejection
+from server.origins import Origins
 from server.pressure import LoadGuard
 from server.protocol import WIRE_SAMPLE_RATE_HZ
 from server.scheduler import Health, Scheduler
@@ -37,6 +42,9 @@ __all__ = ["Server"]
 log = logging.getLogger(__name__)
 
 _SHUTDOWN_S: Final = 3.0
+_SILENT_S: Final = 30.0
+"""A connection on which nothing is asked for so long is closed."""
+_LONGEST_BODY: Final = 65_536
 _PACKAGES: Final = ("duologue", "moshi", "torch", "sphn", "aiohttp")
 
 
@@ -51,6 +59,18 @@ class Server:
         self.metrics = Metrics()
         self.secret = ServerSecret(config.data_dir)
         self.auth = Auth(config, self.secret)
+        self.limits = AddressLimits(
+            max_calls=config.max_calls_per_address,
+            bytes_per_s=config.max_bytes_per_s_per_address,
+            max_message_bytes=config.max_message_bytes,
+        )
+        self._doors = Doors(
+            addresses=Addresses(config.trusted_proxies),
+            origins=Origins(config.allow_origin, only_here=self.auth.open_house),
+            limits=self.limits,
+            auth=self.auth,
+            metrics=self.metrics,
+        )
         self.guard = LoadGuard(self._on_pressure, lambda: self.scheduler.step_age_s)
         self.listening = Listening(
             data_dir=config.data_dir,
@@ -65,6 +85,7 @@ class Server:
             apply=self._apply,
             metrics=self.metrics,
         )
+        self.listening.before_keeping = self.secret.keep
         self.scheduler = Scheduler(
             load=load,
             limits=Limits(slots=None if config.slots == "auto" else config.slots, ceiling=ceiling),
@@ -83,8 +104,9 @@ class Server:
 
     def application(self) -> web.Application:
         """Make the aiohttp application with all routes. The engine's thread lives as long as it runs."""
-        app = web.Application(middlewares=[Doors(self.auth, self.metrics).admit])
+        app = web.Application(middlewares=[self._doors.admit], client_max_size=_LONGEST_BODY)
         app.cleanup_ctx.append(self._engine_thread)
+        Login(self.auth, holds_s=self._config.login_s).add_routes(app.router)
         app.router.add_get("/api/chat", self._chat)
         app.router.add_get("/api/info", self._info)
         app.router.add_get("/api/sessions", self._sessions)
@@ -106,7 +128,9 @@ class Server:
         `on_listening` is told the address as soon as the port is open, which is before the model is ready.
         Raises `OSError` when the address cannot be listened on.
         """
-        runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=_SHUTDOWN_S)
+        runner = web.AppRunner(
+            self.application(), access_log=None, shutdown_timeout=_SHUTDOWN_S, keepalive_timeout=_SILENT_S
+        )
         await runner.setup()
         try:
             site = web.TCPSite(runner, self._config.host, self._config.port)
@@ -149,10 +173,16 @@ class Server:
         self.desk.admit(admitting)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        socket = ChatSocket(self._config)
+        visitor = request[VISITOR]
+        socket = ChatSocket(self._config, spend=lambda size: self.limits.message(visitor, size))
         if not await socket.open(request):
             return web.Response()  # aiohttp wants one, and drops it
-        await self.desk.serve(socket, request.query, user_hash=request[WHO].user_hash)
+        try:
+            with self.limits.call(visitor):
+                await self.desk.serve(socket, request.query, user_hash=request[WHO].user_hash)
+        except TooManyCallsError as refusal:
+            self.metrics.count_rejection(Rejection(refusal.reason))
+            await socket.refuse(refusal)
         return socket.response
 
     async def _healthz(self, _request: web.Request) -> web.Response:

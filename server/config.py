@@ -60,6 +60,20 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Let callers without a token in, also where others than this machine reach the server."""
     login_s: Annotated[float, Meta(gt=0)] = 604_800.0
     """How long a browser stays signed in."""
+    allow_origin: tuple[str, ...] = ()
+    """Origins of web pages that may call, beside those of this server's own host and port; `*` for all."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."""
+    max_calls_per_address: Annotated[int, Meta(ge=1)] = 16
+    """Calls at once, waiting ones included. This machine itself is not limited."""
+    max_bytes_per_s_per_address: Annotated[float, Meta(ge=16_384)] = 512_000.0
+    """What all calls from one address may send for long. A call needs about 8,000."""
+    tls_cert: Path | None = None
+    """A certificate and what it rests on, PEM. With `tls_key` the server speaks TLS."""
+    tls_key: Path | None = None
+    """Its private key, PEM."""
+    tls_self_signed: bool = False
+    """Speak TLS with a certificate made here and kept in `data_dir`, for a network of one's own."""
 
     max_waiting: Annotated[int, Meta(ge=0)] = 16
     """Callers that may wait for a slot; the next one is refused."""
@@ -95,9 +109,12 @@ _NO_FIELDS: Final = tuple(ENVIRONMENT_PREFIX + name for name in ("CONFIG", "URL"
 
 _FLAGS: Final = (
     *("checkpoint", "slots", "host", "port", "data_dir", "device", "max_speed"),
-    *("canary_share", "token_file", "admin_token_file"),
+    *("canary_share", "token_file", "admin_token_file", "tls_cert", "tls_key"),
 )
-_SWITCHES: Final = ("learn", "swap_live", "allow_anonymous")
+_SWITCHES: Final = ("learn", "swap_live", "allow_anonymous", "tls_self_signed")
+_LISTS: Final = ("allow_origin", "trusted_proxies")
+"""In the environment their parts are parted by commas."""
+_REPEATED_FLAGS: Final = ("allow_origin",)
 _SECRETS: Final = ("tokens", "admin_token")
 """Fields whose values no error shows."""
 
@@ -120,6 +137,13 @@ EXPECTED: Final = {
     "admin_token": "a token that may change things",
     "allow_anonymous": "true or false: whether callers without a token are let in wherever the server listens",
     "login_s": "more than 0 seconds",
+    "allow_origin": "the origin of a web page that may call, such as https://talk.example.org; may be given again",
+    "trusted_proxies": "addresses or networks of proxies",
+    "max_calls_per_address": "a whole number of calls from 1",
+    "max_bytes_per_s_per_address": "16384 bytes a second or more",
+    "tls_cert": "a file with a certificate, PEM",
+    "tls_key": "a file with the certificate's private key, PEM",
+    "tls_self_signed": "true or false: whether to speak TLS with a certificate made here",
     "max_waiting": "a whole number of callers from 0",
     "keepalive_s": "more than 0 and at most 8 seconds",
     "heartbeat_s": "more than 0 and at most 12 seconds",
@@ -168,6 +192,8 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument("--" + name.replace("_", "-"), help=EXPECTED[name])
     for name in _SWITCHES:
         parser.add_argument("--" + name.replace("_", "-"), action="store_true", default=None, help=EXPECTED[name])
+    for name in _REPEATED_FLAGS:
+        parser.add_argument("--" + name.replace("_", "-"), action="append", help=EXPECTED[name])
     parser.add_argument("--config", help="TOML file; environment and flags win over it")
     return parser
 
@@ -186,7 +212,12 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """Give what has our prefix by its field's name; `_check` refuses what is no field."""
     ours = {key: value for key, value in environment.items() if key.startswith(ENVIRONMENT_PREFIX)}
-    return {_field(key): value for key, value in ours.items() if key not in _NO_FIELDS}
+    fields = {_field(key): value for key, value in ours.items() if key not in _NO_FIELDS}
+    return fields | {name: _parts(fields[name]) for name in _LISTS if name in fields}
+
+
+def _parts(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _field(key: str) -> str:

@@ -10,16 +10,21 @@ from typing import Final
 
 from aiohttp import web
 
+from server.addresses import Addresses, Visitor
 from server.auth import NOBODY, Auth, Identity
-from server.errors import DoorError
+from server.errors import DoorError, UnauthorisedError
+from server.limits import AddressLimits
 from server.metrics import Metrics, Rejection
+from server.origins import Origins
 
-__all__ = ["WHO", "Doors"]
+__all__ = ["VISITOR", "WHO", "Doors"]
 
 log = logging.getLogger(__name__)
 
 WHO: Final = web.RequestKey("who", Identity)
 """Where a handler finds who asks."""
+VISITOR: Final = web.RequestKey("visitor", Visitor)
+"""Where it finds from which address."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -34,20 +39,30 @@ _SIGNING: Final = frozenset({"/api/login", "/api/logout"})
 class Doors:
     """The middleware of a server."""
 
-    def __init__(self, auth: Auth, metrics: Metrics) -> None:
+    def __init__(
+        self, *, addresses: Addresses, origins: Origins, limits: AddressLimits, auth: Auth, metrics: Metrics
+    ) -> None:
+        self._addresses = addresses
+        self._origins = origins
+        self._limits = limits
         self._auth = auth
         self._metrics = metrics
 
     @web.middleware
     async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let a request through to its handler, or turn it away with a sentence."""
+        visitor = request[VISITOR] = self._addresses.visitor(request)
         try:
+            self._limits.request(visitor)
+            self._origins.check(request)
             request[WHO] = self._check(request)
+            return await handler(request)
         except DoorError as problem:
+            if isinstance(problem, UnauthorisedError):
+                self._limits.wrong_token(visitor)
             if request.path == "/api/chat":
-                self._metrics.count_rejection(_COUNTED.get(problem.status, Rejection.UNAUTHORISED))
+                self._metrics.count_rejection(_COUNTED.get(problem.status, Rejection.FORBIDDEN))
             return _turn_away(problem)
-        return await handler(request)
 
     def _check(self, request: web.Request) -> Identity:
         path = request.path
@@ -58,9 +73,10 @@ class Doors:
         return self._auth.demand_call(request) if path in _CALLERS else self._auth.demand_watch(request)
 
 
-_COUNTED: Final = {401: Rejection.UNAUTHORISED, 403: Rejection.FORBIDDEN}
+_COUNTED: Final = {401: Rejection.UNAUTHORISED, 403: Rejection.FORBIDDEN, 429: Rejection.TOO_MANY}
+_HINTS: Final = {401: {"WWW-Authenticate": 'Bearer realm="duologue"'}, 429: {"Retry-After": "5"}}
 
 
 def _turn_away(problem: DoorError) -> web.Response:
-    headers = {"WWW-Authenticate": 'Bearer realm="duologue"'} if problem.status == 401 else {}
+    headers = {"Cache-Control": "no-store"} | _HINTS.get(problem.status, {})
     return web.Response(status=problem.status, text=f"{problem}\n", headers=headers)

@@ -31,7 +31,10 @@ __all__ = [
     "SlotError",
     "TakenOverError",
     "TokenError",
+    "TooFastError",
     "TooLongError",
+    "TooManyCallsError",
+    "TooManyRequestsError",
     "UnauthorisedError",
 ]
 
@@ -140,6 +143,19 @@ class ForbiddenError(DoorError):
     """Credentials, or an origin, that are not enough for what was asked."""
 
     status = 403
+
+
+class TooManyRequestsError(DoorError):
+    """More requests from one address than it may make."""
+
+    status = 429
+
+    def __init__(self, rate_hz: float) -> None:
+        super().__init__(
+            got="more requests from one address than it may make",
+            expected=f"at most {rate_hz:.3g} a second for long, fewer with wrong tokens",
+            remedy="ask again in a few seconds",
+        )
 
 
 class RefusalError(DuologueError):
@@ -282,6 +298,34 @@ class TooLongError(RefusalError):
             got=f"a call of {max_session_s:g} s",
             expected="a shorter one: no call may last longer here",
             remedy="call again",
+        )
+
+
+class TooManyCallsError(RefusalError):
+    """An address that has as many calls as it may."""
+
+    close_code = 4429
+    reason = "too_many"
+
+    def __init__(self, max_calls: int) -> None:
+        super().__init__(
+            got="one call more from this address",
+            expected=f"at most {max_calls} at once",
+            remedy="end another, or ask the operator; behind a proxy, its address must be in trusted_proxies",
+        )
+
+
+class TooFastError(RefusalError):
+    """An address that sends more than it may."""
+
+    close_code = 4429
+    reason = "too_fast"
+
+    def __init__(self, bytes_per_s: float) -> None:
+        super().__init__(
+            got="more bytes and messages from one address than it may send",
+            expected=f"at most {bytes_per_s:.0f} bytes a second for long",
+            remedy="send at the pace of speech",
         )
 
 

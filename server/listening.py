@@ -75,6 +75,8 @@ class Listening:
         """Why calls are not recorded that should be; empty when all is well."""
         self.before_keeping: Callable[[], None] = lambda: None
         """What must be written down before anything of a call is. May raise `OSError`."""
+        self.before_keeping: Callable[[], None] = lambda: None
+        """What must be written down before anything of a call is. May raise `OSError`."""
         self._place = (data_dir, journal_url)
         self._retention_s = retention_days * _DAY_S
         self._metrics = metrics
@@ -266,6 +268,7 @@ class Listening:
             self._closing.callback(journal.engine.dispose)
             self._closing.enter_context(exclusive(journal.engine, self._place[0]))
             journal.removal.finish()
+            self.before_keeping()
             self.before_keeping()
             self._writer = JournalWriter(
                 journal.engine, journal.keys, on_withdrawn=lambda session: _withdraw(journal, session)

@@ -68,6 +68,8 @@ class EndReason(StrEnum):
     TOO_BIG = "too_big"
     IDLE = "idle"
     TOO_LONG = "too_long"
+    TOO_FAST = "too_fast"
+    """Its address sent more than it may."""
     FAULT = "fault"
     """The model raised for this call alone."""
     DRAINED = "drained"

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from aiohttp import WSMsgType, web
@@ -28,10 +29,14 @@ _HANGING_UP: Final = (CloseCode.OK, CloseCode.GOING_AWAY, 0)
 
 
 class ChatSocket:
-    """Sends and receives whole messages, and never buffers much for a peer that does not read."""
+    """Sends and receives whole messages, and never buffers much for a peer that does not read.
 
-    def __init__(self, config: ServerConfig) -> None:
+    `spend` is told the size of every message received, in bytes, and raises a `RefusalError` when it is too much.
+    """
+
+    def __init__(self, config: ServerConfig, *, spend: Callable[[int], None] = lambda _bytes: None) -> None:
         self._config = config
+        self._spend = spend
         self.response = _Response(config)
         """What the route's handler must return once it is open."""
         self._transport: asyncio.Transport | None = None
@@ -53,10 +58,14 @@ class ChatSocket:
         return True
 
     async def next_message(self) -> bytes | str | None:
-        """Give the next binary or text message; None when there will be no more, and `parting` then says why."""
+        """Give the next binary or text message; None when there will be no more, and `parting` then says why.
+
+        Raises what `spend` does.
+        """
         message = await self.response.receive()
         if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
             data: bytes | str = message.data
+            self._spend(len(data))
             return data
         if message.type is WSMsgType.CLOSE:
             self.parting = EndReason.HANG_UP if message.data in _HANGING_UP else EndReason.LOST

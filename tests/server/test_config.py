@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from server.config import EXPECTED, ServerConfig, build_parser, load_config
+from server.config import EXPECTED, ServerConfig, _check, build_parser, load_config
 from server.errors import ConfigError
 
 
@@ -14,7 +14,8 @@ def test_the_flags_are_frozen() -> None:
     flags = {option for action in build_parser()._actions for option in action.option_strings}
     assert flags == {
         "-h", "--help", "--checkpoint", "--slots", "--host", "--port", "--data-dir", "--device", "--max-speed",
-        "--config", "--token-file", "--admin-token-file", "--allow-anonymous",
+        "--config", "--token-file", "--admin-token-file", "--allow-anonymous", "--allow-origin",
+        "--tls-cert", "--tls-key", "--tls-self-signed",
         "--canary-share", "--swap-live", "--learn",
     }  # fmt: skip
 
@@ -39,6 +40,13 @@ def test_the_settings_and_their_defaults_are_frozen() -> None:
         "admin_token": "",
         "allow_anonymous": False,
         "login_s": 604_800.0,
+        "allow_origin": (),
+        "trusted_proxies": (),
+        "max_calls_per_address": 16,
+        "max_bytes_per_s_per_address": 512_000.0,
+        "tls_cert": None,
+        "tls_key": None,
+        "tls_self_signed": False,
         "max_waiting": 16,
         "keepalive_s": 4.0,
         "heartbeat_s": 10.0,
@@ -71,9 +79,11 @@ def test_every_field_can_come_from_the_environment(field: str) -> None:
     default = getattr(ServerConfig(), field)
     odd = {"slots": "7", "log_level": "debug", "keepalive_s": "1.5", "heartbeat_s": "1.5", "canary_share": "0.5"}
     number = isinstance(default, int | float) and not isinstance(default, bool)
+    odd |= {"allow_origin": "https://a.example,https://b.example", "trusted_proxies": "10.0.0.0/8"}
     value = odd.get(field, "True" if default is False else str(default + 1) if number else f"other-{default}")
     config = load_config([], {"DUOLOGUE_" + field.upper(): value})
-    assert str(getattr(config, field)) == value
+    given = getattr(config, field)
+    assert (",".join(given) if isinstance(given, tuple) else str(given)) == value
     assert getattr(config, field) != default
 
 
@@ -120,6 +130,13 @@ def test_a_bad_file_is_refused_with_its_name(tmp_path: Path, text: str, complain
         load_config(["--config", str(file)], {})
     assert complaint in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def test_no_refusal_shows_a_token() -> None:
+    for name in ("tokens", "admin_token"):
+        with pytest.raises(ConfigError) as caught:
+            _check("the file x", {name: ["anna:not-to-be-shown"]})
+        assert "not-to-be-shown" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["DUOLOGUE_SLOT", "DUOLOGUE_slots", "DUOLOGUE_", "DUOLOGUE_CONFIGS"])
