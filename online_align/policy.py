@@ -153,8 +153,8 @@ class Policy(nn.Module):
         x: Tensor = self.emb[0](tokens_BSK[..., 1])
         for index in range(1, len(self.emb)):
             x = x + self.emb[index](tokens_BSK[..., 1 + index])
-        x = x + self.text_emb(tokens_BSK[..., 0])
-        return x
+        read: Tensor = x + self.text_emb(tokens_BSK[..., 0])
+        return read
 
     def _turn(self, position_BS: Tensor) -> Tensor:
         """Rotation of each position, complex64 `[B, 1, S, head / 2]`."""
