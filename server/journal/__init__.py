@@ -12,11 +12,12 @@ from server.journal.database import connect, exclusive
 from server.journal.errors import JournalError, JournalLockedError, KeyGoneError, UnknownSessionError
 from server.journal.keys import KeyRing
 from server.journal.reader import JournalReader
-from server.journal.records import Columns, SessionRecord, TickRecord
+from server.journal.records import AdapterChange, Columns, SessionRecord, TickRecord
 from server.journal.removal import Removal, export
 from server.journal.writer import Figures, JournalWriter
 
 __all__ = [
+    "AdapterChange",
     "Columns",
     "Figures",
     "Journal",

@@ -24,11 +24,13 @@ class Batch:
         self.consents: list[dict[str, Any]] = []
         self.frames: list[tuple[str, int, int, bytes]] = []
         self.signals: list[dict[str, Any]] = []
+        self.adapters: list[dict[str, Any]] = []
+        """Changes of adapter."""
         self.changes: list[tuple[str, dict[str, Any]]] = []
         """Sessions and what changes in their row."""
 
     def __bool__(self) -> bool:
-        return bool(self.sessions or self.consents or self.frames or self.signals or self.changes)
+        return bool(self.sessions or self.consents or self.frames or self.signals or self.adapters or self.changes)
 
     @property
     def frame_count(self) -> int:
@@ -38,7 +40,7 @@ class Batch:
     def without(self, gone: frozenset[str]) -> None:
         """Leave out what belongs to sessions that were deleted meanwhile."""
         self.sessions = [row for row in self.sessions if row["id"] not in gone]
-        for table in (self.consents, self.signals):
+        for table in (self.consents, self.signals, self.adapters):
             table[:] = [row for row in table if row["session_id"] not in gone]
         self.frames = [row for row in self.frames if row[0] not in gone]
         self.changes = [change for change in self.changes if change[0] not in gone]
@@ -49,6 +51,7 @@ class Batch:
             (schema.sessions, self.sessions),
             (schema.consents, self.consents),
             (schema.signals, self.signals),
+            (schema.adapter_changes, self.adapters),
         ):
             if rows:
                 connection.execute(insert(table), rows)

@@ -14,7 +14,7 @@ from sqlalchemy.engine import RowMapping
 from server.journal import schema
 from server.journal.errors import JournalError, KeyGoneError, UnknownSessionError
 from server.journal.keys import KeyRing
-from server.journal.records import Columns, unpack
+from server.journal.records import AdapterChange, Columns, unpack
 from server.signals import Signal, SignalKind, State
 
 __all__ = ["Fault", "JournalReader", "SessionRow", "Stats"]
@@ -118,6 +118,13 @@ class JournalReader:
             latest = {row["number"]: _signal(row) for row in connection.execute(query).mappings()}
         kept = [signal for signal in latest.values() if signal.state is not State.WITHDRAWN]
         return sorted(kept, key=lambda signal: signal.t0)
+
+    def adapter_changes(self, session: str) -> list[AdapterChange]:
+        """Adapters that took over in the middle of the call, in order. `SessionRow.adapter` was the first."""
+        table = schema.adapter_changes
+        query = select(table.c.step, table.c.adapter_id).where(table.c.session_id == session).order_by(table.c.step)
+        with self._engine.connect() as connection:
+            return [AdapterChange(step=step, adapter=adapter) for step, adapter in connection.execute(query)]
 
     def stats(self) -> Stats:
         """Count everything."""

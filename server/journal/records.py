@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from server.signals import Signal
 
-__all__ = ["Columns", "SessionRecord", "TickRecord", "pack", "unpack"]
+__all__ = ["AdapterChange", "Columns", "SessionRecord", "TickRecord", "pack", "unpack"]
 
 _TOKEN = np.dtype("<i2")
 _LOGPROB = np.dtype("<f4")
@@ -53,6 +53,15 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     ticks_T: NDArray[np.int64]
     tokens_TK: NDArray[np.int16]
     logprob_T: NDArray[np.float32]
+
+
+class AdapterChange(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that took over in the middle of a call."""
+
+    step: int
+    """Of the call, counted from 0: the first one by this adapter."""
+    adapter: str
+    """Empty for the base model."""
 
 
 class NumberedSignal(msgspec.Struct, frozen=True, kw_only=True):

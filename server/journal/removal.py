@@ -8,7 +8,6 @@ key, then the log; `finish` repeats what a crash left undone.
 import base64
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Engine, delete, insert, select, update
@@ -21,7 +20,14 @@ from server.journal.reader import JournalReader
 
 __all__ = ["Removal", "export"]
 
-_OF_A_SESSION = (schema.frames, schema.signals, schema.consents, schema.pairs, schema.adapter_sessions)
+_OF_A_SESSION = (
+    schema.frames,
+    schema.signals,
+    schema.consents,
+    schema.adapter_changes,
+    schema.pairs,
+    schema.adapter_sessions,
+)
 
 
 class Removal:
@@ -35,9 +41,9 @@ class Removal:
     def session(self, session: str, *, reason: str = "asked") -> int:
         """Delete one session. Returns how many adapters had learned from it. Raises `UnknownSessionError`."""
         with self._engine.begin() as connection:
-            if connection.scalar(select(schema.sessions.c.id).where(schema.sessions.c.id == session)) is None:
-                raise UnknownSessionError(session)
             marked = self._bury(connection, session, reason)
+        if marked is None:
+            raise UnknownSessionError(session)
         self._forget([session])
         return marked
 
@@ -45,13 +51,32 @@ class Removal:
         """Delete all sessions of one caller. Returns their ids. Anonymous callers cannot be told apart: give ids."""
         if not user_hash:
             return []
-        return self._all(select(schema.sessions.c.id).where(schema.sessions.c.user_hash == user_hash), reason)
+        query = select(schema.sessions.c.id).where(schema.sessions.c.user_hash == user_hash)
+        with self._engine.begin() as connection:
+            found = list(connection.scalars(query))
+            buried = [session for session in found if self._bury(connection, session, reason) is not None]
+        self._forget(buried)
+        return buried
 
-    def sweep(self, *, older_than_s: float) -> list[str]:
-        """Delete sessions that began so long ago and have ended. Returns their ids."""
+    def sweep(self, *, older_than_s: float, until: Callable[[], bool] = lambda: False) -> list[str]:
+        """Delete sessions that began so long ago and have ended. Returns their ids.
+
+        One after the other, so that nobody who writes waits long, until `until` says that there is no more time.
+        """
         table = schema.sessions
         old = table.c.started_at < self._clock() - older_than_s
-        return self._all(select(table.c.id).where(old, table.c.ended_at.is_not(None)), "retention")
+        with self._engine.connect() as connection:
+            found = list(connection.scalars(select(table.c.id).where(old, table.c.ended_at.is_not(None))))
+        swept = []
+        for session in found:
+            if until():
+                break
+            with self._engine.begin() as connection:
+                gone = self._bury(connection, session, "retention") is None
+            if not gone:
+                swept.append(session)
+        self._forget(swept)
+        return swept
 
     def finish(self) -> list[str]:
         """Destroy keys that outlived their session's rows: a crash came between. Returns whose."""
@@ -61,22 +86,16 @@ class Removal:
         self._forget(left)
         return left
 
-    def _all(self, query: Any, reason: str) -> list[str]:
-        with self._engine.begin() as connection:
-            found = list(connection.scalars(query))
-            for session in found:
-                self._bury(connection, session, reason)
-        self._forget(found)
-        return found
-
-    def _bury(self, connection: Connection, session: str, reason: str) -> int:
+    def _bury(self, connection: Connection, session: str, reason: str) -> int | None:
+        """Delete the rows. Returns how many adapters had learned from them; None when they are gone already."""
+        if not connection.execute(delete(schema.sessions).where(schema.sessions.c.id == session)).rowcount:
+            return None
         learned = select(schema.adapter_sessions.c.adapter_id).where(schema.adapter_sessions.c.session_id == session)
         adapters = list(connection.scalars(learned))
         if adapters:
             connection.execute(update(schema.adapters).where(schema.adapters.c.id.in_(adapters)).values(withdrawn=True))
         for table in _OF_A_SESSION:
             connection.execute(delete(table).where(table.c.session_id == session))
-        connection.execute(delete(schema.sessions).where(schema.sessions.c.id == session))
         stone = {"session_id": session, "at": self._clock(), "reason": reason, "adapters": len(adapters)}
         connection.execute(insert(schema.tombstones), [stone])
         return len(adapters)
@@ -93,6 +112,7 @@ def export(reader: JournalReader, session: str) -> bytes:
     return msgspec.json.encode(
         {
             "session": about,
+            "adapter_changes": reader.adapter_changes(session),
             "signals": reader.signals(session),
             "ticks": columns.ticks_T.tolist(),
             "tokens": base64.b64encode(columns.tokens_TK.astype("<i2").tobytes()).decode(),

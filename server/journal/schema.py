@@ -24,6 +24,7 @@ from sqlalchemy import (
 
 __all__ = [
     "METADATA",
+    "adapter_changes",
     "adapter_sessions",
     "adapters",
     "consents",
@@ -53,7 +54,7 @@ sessions = Table(
     _column("keep", Boolean, "The caller permits keeping the call. True for every row: others are never written."),
     _column("train", Boolean, "The caller permits training on the call."),
     _column("checkpoint", String(256), "Name of the base model."),
-    _column("adapter", String(64), "Id of the adapter at the start; empty for none."),
+    _column("adapter", String(64), "Id of the adapter at the first recorded frame; empty for the base model."),
     _column("version", String(32), "Version of the server."),
     _column("detector", String(64), "Version of the rules that found the signals."),
     _column("seed", BigInteger, "Seed of the row's randomness."),
@@ -66,6 +67,15 @@ sessions = Table(
 )
 Index("sessions_by_user", sessions.c.user_hash)
 Index("sessions_by_start", sessions.c.started_at)
+
+adapter_changes = Table(
+    "adapter_changes",
+    METADATA,
+    _column("session_id", String(64), "The call.", primary_key=True),
+    _column("step", Integer, "Step of the call, counted from 0, that was the first by this adapter.", primary_key=True),
+    _column("adapter_id", String(64), "Id of the adapter; empty for the base model."),
+    comment="Adapters that took over in the middle of a call.",
+)
 
 consents = Table(
     "consents",

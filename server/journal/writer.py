@@ -77,7 +77,13 @@ class _Withdrawal(msgspec.Struct, frozen=True):
     session: str
 
 
-_Item = TickRecord | NumberedSignal | SessionRecord | _Consent | _End | _Withdrawal
+class _Adapter(msgspec.Struct, frozen=True):
+    session: str
+    step: int
+    adapter: str
+
+
+_Item = TickRecord | NumberedSignal | SessionRecord | _Consent | _Adapter | _End | _Withdrawal
 
 
 class JournalWriter:
@@ -158,6 +164,10 @@ class JournalWriter:
         """What the caller permits has changed. Without `keep` nothing more is recorded; what is there stays."""
         self._queue.put(_Consent(session, keep, train))
 
+    def adapter(self, session: str, step: int, adapter: str) -> None:
+        """From this step of the call on, counted from 0, it speaks with this adapter; empty for the base model."""
+        self._queue.put(_Adapter(session, step, adapter))
+
     def withdraw(self, session: str) -> None:
         """The caller takes permission back: nothing more is recorded, and `on_withdrawn` runs in the thread."""
         self._queue.put(_Withdrawal(session))
@@ -208,6 +218,8 @@ class JournalWriter:
                 self._begin(item, batch)
             case _Consent(session=session) if session in self._recordings:
                 self._consent(item, batch)
+            case _Adapter(session=session) if session in self._recordings:
+                batch.adapters.append({"session_id": session, "step": item.step, "adapter_id": item.adapter})
             case _End(session=session) if session in self._recordings:
                 recording = self._recordings.pop(session)
                 self._flush(session, recording, batch)

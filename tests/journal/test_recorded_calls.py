@@ -30,7 +30,7 @@ def opened(folder: Path) -> Journal:
 
 
 async def recorded(live: LiveServer) -> None:
-    await until(lambda: live.server.listening._writer is not None)
+    await until(lambda: live.server.listening._keeping.writer is not None)
 
 
 async def test_a_caller_who_permits_nothing_leaves_no_trace(tiny: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ async def test_permission_in_the_middle_keeps_what_comes_after_and_taken_back_it
             await recorded(live)
             await caller.talk(voice(20))
             name = caller.session["id"]
-            writer = live.server.listening._writer
+            writer = live.server.listening._keeping.writer
             assert writer is not None
             await until(lambda: writer.figures.durable_frames > 0)
             journal = opened(data)
@@ -113,8 +113,8 @@ async def test_permission_in_the_middle_keeps_what_comes_after_and_taken_back_it
     journal.engine.dispose()
 
 
-async def test_a_folder_that_cannot_be_written_is_told_and_the_call_goes_on(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "data").write_text("a file")
+async def test_a_journal_that_cannot_be_opened_is_told_and_the_call_goes_on(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "journal.sqlite").mkdir(parents=True)
     async with serving(tiny, data_dir=tmp_path / "data") as live:
         async with calling(live.url, "?consent=keep") as caller:
             await caller.greeted()

@@ -7,7 +7,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from server.journal import Journal, JournalError, UnknownSessionError, export
+from server.journal import AdapterChange, Journal, JournalError, UnknownSessionError, export
 from server.journal.database import upgrade
 from server.journal.schema import METADATA
 from tests.journal.calls import CODEBOOKS, barge_in, record, recording, session, tick, tokens
@@ -82,6 +82,20 @@ def test_nothing_is_taken_without_permission(journal: Journal) -> None:
     assert "abc" not in journal.keys
     with pytest.raises(UnknownSessionError, match="'abc'"):
         journal.reader.columns("abc")
+
+
+def test_an_adapter_that_took_over_is_noted_with_its_step(journal: Journal) -> None:
+    with recording(journal) as writer:
+        writer.begin(session("abc"))
+        writer.adapter("abc", 7, "second")
+        writer.adapter("abc", 19, "")
+        writer.adapter("nobody", 3, "second")
+        writer.end("abc", "hang_up")
+    changes = [AdapterChange(step=7, adapter="second"), AdapterChange(step=19, adapter="")]
+    assert journal.reader.adapter_changes("abc") == changes
+    assert '"adapter_changes":[{"step":7,"adapter":"second"}' in export(journal.reader, "abc").decode()
+    journal.removal.session("abc")
+    assert journal.reader.adapter_changes("abc") == []
 
 
 def test_a_changed_mind_is_noted_and_ends_the_recording(journal: Journal) -> None:
