@@ -42,16 +42,21 @@ def checkpoint_folder(checkpoint: str) -> Path:
 
 
 @contextmanager
-def our_server(checkpoint: str, *, slots: int, flags: Sequence[str] = ()) -> Iterator[Running]:
-    """Serve with this project's server. Raises UnreachableError with the end of its log when it does not get ready."""
+def our_server(
+    checkpoint: str, *, slots: int, flags: Sequence[str] = (), program: Sequence[str] = ("server",)
+) -> Iterator[Running]:
+    """Serve with this project's server. Raises UnreachableError with the end of its log when it does not get ready.
+
+    `program` is another module that takes the server's arguments, with words to put before them.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "server", "--checkpoint", checkpoint, "--slots", str(slots), "--port", str(port)]
+    command = [sys.executable, "-m", *program, "--checkpoint", checkpoint, "--slots", str(slots), "--port", str(port)]
     with _process([*command, *flags], port, lambda: is_ready(f"http://127.0.0.1:{port}/readyz")) as running:
         yield running
 
 
 @contextmanager
-def stock_server(checkpoint: str) -> Iterator[Running]:
+def stock_server(checkpoint: str, *, program: Sequence[str] = ("benchmarks.stock_moshi",)) -> Iterator[Running]:
     """Serve with the `moshi` package's own server, in its own precision (see `benchmarks.stock_moshi`).
 
     It computes on as many threads as our server: all cores but one, unless OMP_NUM_THREADS says otherwise.
@@ -63,7 +68,7 @@ def stock_server(checkpoint: str) -> Iterator[Running]:
         config = Path(place) / "config.json"
         config.write_text(json.dumps(names | {"mimi_config_name": (folder / names["mimi_config_name"]).as_uri()}))
         files = {"moshi-weight": "moshi_name", "mimi-weight": "mimi_name", "tokenizer": "tokenizer_name"}
-        command = [sys.executable, "-m", "benchmarks.stock_moshi", "--config-path", str(config), "--device", "cpu"]
+        command = [sys.executable, "-m", *program, "--config-path", str(config), "--device", "cpu"]
         for flag, name in files.items():
             command += [f"--{flag}", str(folder / names[name])]
         command += ["--static", "none", "--host", "127.0.0.1", "--port", str(port)]

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
-from benchmarks import capacity, delay, frame_step, soak
+from benchmarks import capacity, clicks, delay, frame_step, soak
 from benchmarks.servers import our_server, stock_server
 from benchmarks.trial import judge, load
 from tests.tiny_checkpoint import write_tiny_checkpoint
@@ -52,11 +55,23 @@ def test_frame_step(run: Run) -> None:
 
 
 def test_delay(run: Run) -> None:
-    rows = run(delay, "--calls", "1", "--seconds", "0.5")
-    row = rows["added_delay_p50_ms"]
-    assert row["value"] > 0
-    assert row["peer_value"] > 0
-    assert (row["goal"], row["peer"]) == (30, "moshi")
+    rows = run(delay, "--calls", "1", "--seconds", "0.5", "--click-seconds", "6")
+    for name, goal in (("added_delay_p50_ms", 120), ("server_added_delay_p50_ms", 30)):
+        row = rows[name]
+        assert row["value"] > 0
+        assert row["peer_value"] > 0
+        assert (row["goal"], row["peer"]) == (goal, "moshi")
+
+
+def test_a_click_is_found_where_it_is(tmp_path: Path) -> None:
+    starts = clicks.write_clicks(tmp_path / "clicks.wav", seconds=8.0)
+    sound, rate = soundfile.read(tmp_path / "clicks.wav", dtype="float32")
+    later = np.concatenate((np.zeros(round(0.217 * rate)), 0.3 * sound))
+    later[starts[2] : starts[2] + rate] = 0
+    soundfile.write(tmp_path / "heard.wav", later, rate)
+    found = clicks.delays_ms(tmp_path / "heard.wav", starts)
+    assert len(found) == len(starts) - 1, "one was taken out"
+    assert found == pytest.approx([217.0] * len(found), abs=0.1)
 
 
 def test_capacity(run: Run) -> None:
