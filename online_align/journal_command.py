@@ -10,7 +10,10 @@ from typing import Any, Final
 import msgspec
 
 from server.errors import DuologueError
-from server.journal import Journal, export, open_journal
+from server.journal import Journal, JournalError, export, open_journal
+from server.journal.adapter_records import folder_of
+from server.journal.database import exists
+from server.journal.registry import AdapterRegistry
 
 __all__ = ["run"]
 
@@ -21,6 +24,12 @@ def run(arguments: Sequence[str]) -> int:
     """Do it. Returns 0, 1 when something is wrong with the journal or what was asked for is not there."""
     asked = _parser().parse_args(arguments)
     try:
+        if not exists(asked.data_dir, asked.journal_url):
+            raise JournalError(
+                got=f"{asked.data_dir}, where no call was ever kept",
+                expected="the data folder of a server",
+                remedy="name it with --data-dir, or the database with --journal-url",
+            )
         journal = open_journal(asked.data_dir, asked.journal_url)
         try:
             code: int = asked.do(journal, asked)
@@ -76,11 +85,18 @@ def _export(journal: Journal, asked: argparse.Namespace) -> int:
 
 
 def _replay(journal: Journal, asked: argparse.Namespace) -> int:
-    from online_align.replay import load, replay, voices  # noqa: PLC0415 - torch takes seconds
+    from online_align.replay import Takeover, load, replay, voices  # noqa: PLC0415 - torch takes seconds
 
     about, columns = journal.reader.session(asked.session), journal.reader.columns(asked.session)
     checkpoint = load(asked.checkpoint or about.checkpoint)
-    again = replay(checkpoint, about, columns, adapter=asked.adapter)
+    adapter, takeovers = asked.adapter, []
+    if adapter is None and not asked.base:
+        adapter = _folder(journal, asked.data_dir, about.adapter)
+        takeovers = [
+            Takeover(step=change.step, adapter=_folder(journal, asked.data_dir, change.adapter))
+            for change in journal.reader.adapter_changes(asked.session)
+        ]
+    again = replay(checkpoint, about, columns, adapter=adapter, takeovers=takeovers)
     frames = len(again.tokens_TK)
     if again.first_difference is None:
         print(f"{frames} frames, the same to the last token")
@@ -91,6 +107,11 @@ def _replay(journal: Journal, asked: argparse.Namespace) -> int:
         sides = voices(checkpoint, about, again.tokens_TK)
         _publish(journal, asked, checkpoint, again.tokens_TK, sides)
     return 0
+
+
+def _folder(journal: Journal, data_dir: Path, adapter: str) -> Path | None:
+    """Where an adapter lies that a call was spoken with; None for the base model."""
+    return folder_of(data_dir, AdapterRegistry(journal.engine).get(adapter)) if adapter else None
 
 
 def _publish(journal: Journal, asked: argparse.Namespace, checkpoint: Any, tokens_TK: Any, sides: Any) -> None:
@@ -138,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     again = kind("replay", _replay, "run a call again and compare; render it")
     again.add_argument("--session", metavar="ID", required=True)
     again.add_argument("--checkpoint", default=None, help="default: the one that was called")
-    again.add_argument("--adapter", type=Path, default=None, help="folder of an adapter to speak with")
+    other = again.add_mutually_exclusive_group()
+    other.add_argument("--adapter", type=Path, default=None, help="folder of an adapter to speak with throughout")
+    other.add_argument("--base", action="store_true", help="speak without adapter (default: those of the call)")
     again.add_argument("--wav", type=Path, default=None, help="write both sides as they sound")
     again.add_argument("--timeline", type=Path, default=None, help="write a picture of the call")
     return parser

@@ -6,6 +6,7 @@ and parameters the model's tokens are the same to the last one. Runs on the comp
 Legend: T frames, K tokens of a column, U user codebooks.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from server.errors import DuologueError
 from server.journal import Columns
 from server.journal.reader import SessionRow
 
-__all__ = ["Replay", "ReplayError", "as_sound", "hear_numbers", "load", "replay", "use_adapter", "voices"]
+__all__ = ["Replay", "ReplayError", "Takeover", "as_sound", "hear_numbers", "load", "replay", "use_adapter", "voices"]
 
 _STEP: Final = 2.0**-10
 """A token travels in the frame's sound as its number times this: exact, and never too loud to be sound."""
@@ -31,6 +32,15 @@ _STEP: Final = 2.0**-10
 
 class ReplayError(DuologueError):
     """A call that cannot be replayed."""
+
+
+class Takeover(msgspec.Struct, frozen=True, kw_only=True):
+    """Another adapter speaks from here on."""
+
+    step: int
+    """Of the call, counted from 0."""
+    adapter: Path | None
+    """Its folder; None for the base model."""
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -44,15 +54,30 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Frames in which it does."""
 
 
-def replay(checkpoint: Checkpoint, about: SessionRow, columns: Columns, *, adapter: Path | None = None) -> Replay:
-    """Run the call again. Raises `ReplayError` for a recording with gaps, or of another model."""
+def replay(
+    checkpoint: Checkpoint,
+    about: SessionRow,
+    columns: Columns,
+    *,
+    adapter: Path | None = None,
+    takeovers: Sequence[Takeover] = (),
+) -> Replay:
+    """Run the call again, with this adapter's folder from the beginning; None is the base model.
+
+    Raises `ReplayError` for a recording with gaps, or of another model, and `AdapterError`.
+    """
     _check(checkpoint, about, columns)
-    step = NativeStep(checkpoint, 1, max_adapters=1 if adapter else 0, hear=hear_numbers)
-    number = use_adapter(step, checkpoint, adapter) if adapter else 0
-    step.open(0, msgspec.json.decode(about.sampling, type=SamplingParams), number, about.seed)
+    folders = sorted({each for each in (adapter, *(other.adapter for other in takeovers)) if each is not None})
+    step = NativeStep(checkpoint, 1, max_adapters=len(folders), hear=hear_numbers)
+    numbers: dict[Path | None, int] = {None: 0}
+    numbers |= {each: use_adapter(step, checkpoint, each, place) for place, each in enumerate(folders, 1)}
+    step.open(0, msgspec.json.decode(about.sampling, type=SamplingParams), numbers[adapter], about.seed)
+    changes = {other.step: numbers[other.adapter] for other in takeovers}
     first_user = 1 + about.model_codebooks
     said = []
     for frame in range(len(columns.ticks_T) + 1):
+        if frame in changes:
+            step.use_adapter(0, changes[frame])
         # The caller's frame of step 0 is never read, and step n reads that of column n - 1.
         user_U = columns.tokens_TK[frame - 1, first_user:] if frame else np.zeros(about.codebooks - first_user)
         out = step.step(as_sound(user_U, checkpoint.mimi.frame_size), torch.ones(1, dtype=torch.bool))
@@ -112,14 +137,14 @@ def as_sound(user_U: NDArray[Any], frame_size: int) -> torch.Tensor:
     return sound
 
 
-def use_adapter(step: NativeStep, checkpoint: Checkpoint, folder: Path) -> int:
-    """Read an adapter into the step's only place. Raises `AdapterError`."""
+def use_adapter(step: NativeStep, checkpoint: Checkpoint, folder: Path, place: int = 1) -> int:
+    """Read an adapter into a place of the step's. Returns the place. Raises `AdapterError`."""
     memory = step.adapters
     layers = {name: Widths(*memory.widths(name)) for name in memory.sites}
     base = file_sha256(checkpoint.lm_path)
     file = read_adapter(folder, layers, base_sha256=base, max_rank=memory.rank)
-    memory.write(1, file.parts, file.scaling)
-    return 1
+    memory.write(place, file.parts, file.scaling)
+    return place
 
 
 def load(source: str) -> Checkpoint:

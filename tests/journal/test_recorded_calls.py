@@ -1,12 +1,15 @@
 """Calls over a real socket: what is kept when the caller permits it, and that nothing is otherwise."""
 
+import asyncio
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from online_align.replay import Takeover, load, replay
 from server.journal import Journal, open_journal
+from tests.server.adapter_files import shop
 from tests.server.caller import Caller, calling, voice
 from tests.server.live import LiveServer, serving, until
 from tests.tiny_checkpoint import write_tiny_checkpoint
@@ -125,3 +128,48 @@ async def test_a_journal_that_cannot_be_opened_is_told_and_the_call_goes_on(tiny
         assert "calls are not recorded" in json.loads(body)["journal"]
         assert live.count("duologue_journal_ok") == 0
         await live.empty()
+
+
+async def test_who_called_is_kept_as_a_hash(tiny: Path, tmp_path: Path) -> None:
+    data, token = tmp_path / "data", "a-token-of-annas-alone"
+    async with serving(tiny, data_dir=data, tokens=f"anna:{token}", allow_anonymous=True) as live:
+        ids = []
+        for headers in ({"Authorization": f"Bearer {token}"}, {}):
+            async with calling(live.url, "?consent=keep", additional_headers=headers) as caller:
+                await caller.greeted()
+                await caller.talk(voice(10))
+                ids.append(caller.session["id"])
+        await live.empty()
+        expected = live.server.secret.user_hash("anna")
+    journal = opened(data)
+    assert [journal.reader.session(each).user_hash for each in ids] == [expected, ""]
+    assert not any(b"anna" in path.read_bytes() for path in data.rglob("*") if path.is_file())
+    journal.engine.dispose()
+
+
+async def test_a_call_knows_its_adapters_and_replays_with_them(tiny: Path, tmp_path: Path) -> None:
+    """One was live at the start and is taken back in the middle: the rest is spoken by the base model."""
+    data = tmp_path / "data"
+    with shop(data, tiny, tmp_path) as store:
+        store.live("first", seed=1)
+        async with serving(tiny, data_dir=data, admin_token="root-of-all-tests") as live:
+            async with calling(live.url, "?consent=keep&text_seed=3") as caller:
+                await caller.greeted()
+                assert caller.session["adapter"] == "first"
+                await caller.talk(voice(20))
+                await asyncio.to_thread(live.server.adapters.roll_back, "first", reason="test")
+                await caller.talk(voice(20, seed=1))
+                name = caller.session["id"]
+            await live.empty()
+    journal = opened(data)
+    about, columns = journal.reader.session(name), journal.reader.columns(name)
+    assert about.adapter == "first"
+    (change,) = journal.reader.adapter_changes(name)
+    assert (change.step, change.adapter) == (20, "")
+    folder = data / "adapters" / "first"
+    checkpoint = load(str(tiny))
+    again = replay(checkpoint, about, columns, adapter=folder, takeovers=[Takeover(step=change.step, adapter=None)])
+    assert (again.first_difference, len(again.tokens_TK) > 35) == (None, True)
+    for other in (replay(checkpoint, about, columns), replay(checkpoint, about, columns, adapter=folder)):
+        assert other.first_difference is not None, "the adapters matter"
+    journal.engine.dispose()

@@ -1,0 +1,32 @@
+"""`duologue-align journal` where there is nothing, and where there is a call."""
+
+from pathlib import Path
+
+import pytest
+
+from online_align.__main__ import main
+from server.journal import Journal
+from tests.journal.calls import record
+
+
+@pytest.mark.parametrize("what", [["stats"], ["verify"], ["sweep", "--days", "1"], ["delete", "--session", "abc"]])
+def test_where_nothing_was_kept_nothing_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: list[str]
+) -> None:
+    assert main(["journal", "--data-dir", str(tmp_path / "data"), *what]) == 1
+    assert "where no call was ever kept; expected the data folder of a server" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_is_there_is_counted_deleted_and_counted_again(
+    sqlite_journal: Journal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(sqlite_journal, ["abc", "def"], 12)
+    where = ["journal", "--data-dir", str(tmp_path / "data")]
+    assert main([*where, "stats"]) == 0
+    assert "sessions   2" in capsys.readouterr().out
+    assert main([*where, "delete", "--session", "abc"]) == 0
+    assert main([*where, "delete", "--session", "abc"]) == 1
+    assert "got session 'abc'; expected one that is in the journal" in capsys.readouterr().err
+    assert main([*where, "stats", "--json"]) == 0
+    assert '"deleted":1' in capsys.readouterr().out
