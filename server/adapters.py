@@ -100,7 +100,7 @@ class Adapters:
         plan = Plan(share=self.share)
         with self._trying(), self._lock:
             plan = self._make_plan(shelf, plan)
-        shelf.wait(_FIRST_S)
+            self._want_predecessor(shelf)
         while shelf.reading and not self._stopping:
             shelf.wait(_FIRST_S)
             with self._trying(), self._lock:
@@ -258,6 +258,18 @@ class Adapters:
             pending=row is not None and waits and not shelf.problem(row),
             crowded=shelf.crowded,
         )
+
+    def _want_predecessor(self, shelf: Shelf) -> None:
+        """Have at hand what a rollback would bring back."""
+        registry = self._registry()
+        if registry is None or not shelf.engine.adapter_places:
+            return
+        base = model_name(shelf.engine.checkpoint)
+        retired = [row for row in registry.list() if row.state is AdapterState.RETIRED and row.checkpoint == base]
+        before = max((row for row in retired if not row.withdrawn), key=lambda row: row.changed_at, default=None)
+        if before is not None:
+            shelf.want(before)
+            self._previous = before.id
 
     def _idle(self, shelf: Shelf, plan: Plan) -> frozenset[int]:
         """Numbers of adapters that no new call gets. The live one before this is kept while there is room."""
