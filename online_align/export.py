@@ -20,7 +20,7 @@ from online_align.durable import sync_folder, write_durably
 from online_align.learner import Figures
 from online_align.policy import Policy
 from online_align.settings import LearnerSettings
-from online_align.workers import whole
+from online_align.workers import Workers, whole
 from server.engine.adapters import ADAPTER_WEIGHTS, BASE_KEY, file_sha256
 
 __all__ = ["CONFIG", "MANIFEST", "Manifest", "adapter_tensors", "write_adapter"]
@@ -50,18 +50,36 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 1
 
 
-def write_adapter(folder: Path, policy: Policy, *, manifest: Manifest, config: Mapping[str, Any] | None = None) -> str:
+def write_adapter(
+    folder: Path,
+    policy: Policy,
+    *,
+    manifest: Manifest,
+    config: Mapping[str, Any] | None = None,
+    workers: Workers | None = None,
+) -> str:
     """Write the folder, replacing one of the same name. Returns the SHA-256 of its weights.
 
     `config` is the base model's configuration. The folder appears under its name when everything in it is on disk.
+    With several processes all must call it; the first one writes.
     """
+    workers = workers or Workers()
+    tensors = adapter_tensors(policy)
+    if workers.first:
+        _write(folder, tensors, policy, manifest, config or {})
+    sha256: str = workers.tell(file_sha256(folder / ADAPTER_WEIGHTS) if workers.first else "")
+    return sha256
+
+
+def _write(
+    folder: Path, tensors: dict[str, Tensor], policy: Policy, manifest: Manifest, config: Mapping[str, Any]
+) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     note = {BASE_KEY: manifest.base_sha256}
-    tensors = adapter_tensors(policy)
     write_durably(temporary / ADAPTER_WEIGHTS, lambda place: save_file(tensors, place, metadata=note))
-    described = dict(config or {}) | {
+    described = dict(config) | {
         "lora": True,
         "lora_rank": policy.rank,
         "lora_scaling": policy.scaling,
@@ -73,7 +91,6 @@ def write_adapter(folder: Path, policy: Policy, *, manifest: Manifest, config: M
         shutil.rmtree(folder)
     temporary.rename(folder)
     sync_folder(folder.parent)
-    return file_sha256(folder / ADAPTER_WEIGHTS)
 
 
 def adapter_tensors(policy: Policy) -> dict[str, Tensor]:

@@ -1,0 +1,248 @@
+"""`duologue-align run` and `once`: the learner as a process. Reads flags, takes its place behind everybody else, runs.
+
+`once` makes one round of what waits and ends; `run` makes rounds until it is told to stop: when so many pairs wait, or
+when so much time has passed and any do. Under `torchrun` several processes train one adapter.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from server.errors import DuologueError
+
+__all__ = ["once", "parser", "run"]
+
+log = logging.getLogger(__name__)
+
+_NICE: Final = 19
+_SETTINGS: Final = {
+    "loss": "one of dpo, dpo-ln, simpo, apo-zero, ipo, cdpo",
+    "beta": "strength of the preference: each loss has its own best",
+    "learning-rate": "of the temporal transformer's adapters",
+    "batch": "pairs of one step",
+    "rank": "of the adapters",
+    "anchor": "weight of the supervised term",
+    "replay": "chosen sides of earlier rounds for each new pair",
+    "context-s": "seconds of the past that are read",
+    "positions": "most positions read at once: bounds the memory",
+    "seed": "of the order and of the adapter's beginning",
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Make rounds until SIGTERM or SIGINT. Returns 0, or 1 after an error that will not mend itself."""
+    return _started("run", arguments, _forever)
+
+
+def once(arguments: Sequence[str]) -> int:
+    """Make one round. Returns 0, also when nothing waits; 1 after an error."""
+    return _started("once", arguments, _one)
+
+
+def _started(name: str, arguments: Sequence[str], work: Callable[[Any, argparse.Namespace], int]) -> int:
+    asked = parser(name).parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    _step_back(asked.threads)
+    try:
+        with _opened(asked) as learner:
+            return work(learner, asked)
+    except DuologueError as problem:
+        print(f"duologue-align: {problem}", file=sys.stderr)
+        return 1
+
+
+def _one(learner: "_Learner", asked: argparse.Namespace) -> int:
+    made = learner.round()
+    if asked.json:
+        print(msgspec.json.encode(made).decode())
+    elif learner.workers.first:
+        print("no pair waits" if made is None else f"{made.adapter}: {made.outcome or made.stage}")
+    return 0
+
+
+def _forever(learner: "_Learner", asked: argparse.Namespace) -> int:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    last = time.monotonic()
+    while not stop.is_set():
+        due = time.monotonic() - last >= asked.every if asked.every else False
+        if learner.is_due(asked.pairs_per_round, by_clock=due):
+            learner.round()
+            last = time.monotonic()
+        elif due:
+            last = time.monotonic()
+        stop.wait(asked.poll_s)
+    return 0
+
+
+class _Learner:
+    """The rounds of one data folder, and who hears of them."""
+
+    def __init__(
+        self, rounds: Any, progress: Any, workers: Any, collect: Callable[[], int], review: Callable[[], object]
+    ) -> None:
+        self.workers = workers
+        self._rounds, self._progress, self._collect, self._review = rounds, progress, collect, review
+
+    def is_due(self, pairs_per_round: int, *, by_clock: bool) -> bool:
+        """Whether a round shall be made now: one was left, enough pairs wait, or it is time and some do."""
+        if self.workers.first:
+            self._review()
+            self._collect()
+        waiting = len(self._rounds.waiting())
+        self._progress.waits(waiting)
+        enough = waiting >= pairs_per_round or (by_clock and waiting > 0) or self._rounds.is_unfinished()
+        return bool(self.workers.tell(enough))
+
+    def round(self) -> Any:
+        """Collect, and make one round of what waits."""
+        if self.workers.first:
+            self._collect()
+        return self._rounds.once()
+
+
+@contextlib.contextmanager
+def _opened(asked: argparse.Namespace) -> Any:
+    # torch takes seconds to import: not before the flags have been read.
+    from online_align.learner_lock import only_learner  # noqa: PLC0415
+    from online_align.progress import LearnerMetrics, Progress  # noqa: PLC0415
+    from online_align.rounds import Rounds  # noqa: PLC0415
+    from online_align.workers import Workers  # noqa: PLC0415
+    from server.journal import open_journal  # noqa: PLC0415
+
+    settings = _settings(asked)
+    workers = Workers.join()
+    metrics = LearnerMetrics()
+    journal = open_journal(asked.data_dir, asked.journal_url)
+    try:
+        with only_learner(journal.engine, asked.data_dir) if workers.first else contextlib.nullcontext():
+            if asked.metrics_port is not None and workers.first:
+                log.info("metrics on port %d", metrics.serve(asked.metrics_port))
+            textfile = asked.metrics_textfile or asked.data_dir / "learner" / "metrics.prom"
+            progress = Progress(metrics, textfile=textfile if workers.first else None)
+            rounds = Rounds(
+                asked.data_dir, journal, settings, checkpoint=asked.checkpoint, device=asked.device,
+                hand_over=_hand_over(asked, journal), told=progress, workers=workers, most_pairs=asked.most_pairs,
+                save_every=asked.save_every,
+            )  # fmt: skip
+            yield _Learner(rounds, progress, workers, _collector(asked, journal), _review(asked, journal))
+    finally:
+        journal.engine.dispose()
+        workers.leave()
+
+
+def _collector(asked: argparse.Namespace, journal: Any) -> Callable[[], int]:
+    """What makes new pairs of new calls; it gives how many."""
+    if asked.no_collect:
+        return lambda: 0
+    import torch  # noqa: PLC0415
+
+    from online_align.pairs import PairBuilder  # noqa: PLC0415
+    from server.engine.checkpoint import load_checkpoint  # noqa: PLC0415
+
+    checkpoint = load_checkpoint(asked.checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+    builder = PairBuilder(journal, checkpoint, data_dir=asked.data_dir)
+
+    def collect() -> int:
+        made = builder.build().made.total()
+        if made:
+            log.info("%d new pairs", made)
+        return made
+
+    return collect
+
+
+def _hand_over(asked: argparse.Namespace, journal: Any) -> Callable[[Any], str]:
+    """What judges and releases a staged adapter; it says what became of it."""
+    if asked.no_release:
+        return lambda row: f"{row.id} is staged"
+    from online_align.release import GateJudge, submit  # noqa: PLC0415
+
+    def hand_over(row: Any) -> str:
+        verdict = submit(journal, row.id, _release(asked), judge=GateJudge(asked.checkpoint))
+        log.info("%s %s the gate: %s", row.id, "passed" if verdict.passed else "did not pass", verdict.reason)
+        return verdict.reason
+
+    return hand_over
+
+
+def _review(asked: argparse.Namespace, journal: Any) -> Callable[[], object]:
+    """What looks at the canary."""
+    if asked.no_release:
+        return lambda: None
+    from online_align.release import review  # noqa: PLC0415
+
+    return lambda: review(journal, _release(asked))
+
+
+def _release(asked: argparse.Namespace) -> Any:
+    from online_align.release import ReleaseSettings  # noqa: PLC0415
+
+    return ReleaseSettings(data_dir=asked.data_dir, evidence=asked.evidence)
+
+
+def _settings(asked: argparse.Namespace) -> Any:
+    from online_align.settings import LearnerSettings  # noqa: PLC0415
+
+    given = {name.replace("-", "_"): getattr(asked, name.replace("-", "_")) for name in _SETTINGS}
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    try:
+        return msgspec.convert(values | {"checkpointing": asked.checkpointing}, LearnerSettings, strict=False)
+    except msgspec.ValidationError as problem:
+        raise DuologueError(
+            got=f"settings of the learner that cannot be ({problem})",
+            expected="values as `duologue-align once --help` describes them",
+            remedy="correct the flag",
+        ) from problem
+
+
+def _step_back(threads: int) -> None:
+    """Run only when nobody else wants the processor, on a bounded number of threads."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(_NICE)
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    import torch  # noqa: PLC0415 - after the number of threads is set
+
+    torch.set_num_threads(threads)
+
+
+def parser(name: str) -> argparse.ArgumentParser:
+    """Make the parser of `run` or `once`."""
+    purpose = {"run": "Learn for as long as it runs.", "once": "Make one round of what waits."}[name]
+    made = argparse.ArgumentParser(prog=f"duologue-align {name}", description=purpose)
+    made.add_argument("--data-dir", type=Path, default=Path("data"), help="the server's data folder")
+    made.add_argument("--journal-url", default=None, help="the database, where it is not in the data folder")
+    made.add_argument("--checkpoint", default="mini", help="the base model: mini, a folder, or hf:owner/name")
+    made.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    made.add_argument("--threads", type=int, default=1, help="processor threads (default: %(default)s)")
+    made.add_argument("--most-pairs", type=int, default=512, help="in one round (default: %(default)s)")
+    made.add_argument("--save-every", type=int, default=1, metavar="STEPS", help="how often a pass is saved")
+    made.add_argument("--metrics-port", type=int, default=None, help="serve metrics on localhost; 0 chooses a port")
+    made.add_argument("--metrics-textfile", type=Path, default=None, help="default: learner/metrics.prom")
+    made.add_argument("--no-collect", action="store_true", help="make no pairs: train on those that are there")
+    made.add_argument("--no-release", action="store_true", help="stop when the adapter is staged: no gate, no canary")
+    evidence = ("users", "turns", "gate")
+    made.add_argument("--evidence", choices=evidence, default="users", help="what ends a canary (default: %(default)s)")
+    made.add_argument("--checkpointing", action="store_true", help="less memory, a third slower")
+    for flag, purpose in _SETTINGS.items():
+        made.add_argument(f"--{flag}", default=None, help=purpose)
+    if name == "once":
+        made.add_argument("--json", action="store_true", help="print the round as JSON")
+    else:
+        made.add_argument("--pairs-per-round", type=int, default=32, help="that start one (default: %(default)s)")
+        made.add_argument("--every", type=float, default=3600.0, metavar="S", help="seconds; 0 for never")
+        made.add_argument("--poll-s", type=float, default=5.0, help="how often to look (default: %(default)s)")
+    return made

@@ -1,0 +1,329 @@
+"""A round: which pairs, from which adapter, trained once, exported, staged, handed on. Whatever dies goes on.
+
+Every round is a file in `DATA_DIR/learner/rounds`, written before its training starts and after each stage, and every
+pair belongs to at most one of them: so no pair is trained twice, whenever the process is killed. What was deleted in
+the meantime is left out, and a pass that has seen it is begun again without it. An adapter that learned from a deleted
+call is no parent. Whether an adapter is good is the gate's business, to which it is handed.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+import torch
+from safetensors.torch import load_file
+
+from online_align.drift import divergence_from
+from online_align.export import CONFIG, Manifest, write_adapter
+from online_align.learner import Figures, Pass, evaluate, reference_of
+from online_align.pair_store import PairStore
+from online_align.policy import Policy
+from online_align.records import Pair
+from online_align.round_plan import Round, RoundError, RoundFiles, Stage
+from online_align.settings import LearnerSettings
+from online_align.workers import Workers
+from server.engine.adapters import ADAPTER_WEIGHTS, file_sha256
+from server.engine.checkpoint import Checkpoint, load_checkpoint
+from server.journal import Journal
+from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState, folder_of
+
+__all__ = ["HandOver", "Rounds", "Told", "kept"]
+
+log = logging.getLogger(__name__)
+
+_FOLDER: Final = "learner"
+_MOST_HELDOUT: Final = 64
+_PROBED: Final = 8
+
+
+HandOver = Callable[[AdapterRow], str]
+"""Takes a staged adapter, judges and releases it, and says what became of it."""
+
+
+class Told(Protocol):
+    """Hears how a round goes."""
+
+    def began(self, steps: int, pairs: int) -> None:
+        """A pass of so many steps over so many pairs begins, or goes on."""
+
+    def step(self, step: int, figures: Figures) -> None:
+        """A step was made."""
+
+    def ended(self, made: Round, heldout: Figures | None, divergence: float | None) -> None:
+        """The pass is over."""
+
+
+def kept(row: AdapterRow) -> str:
+    """Hand over to nobody."""
+    return f"{row.id} is {row.state}"
+
+
+class Rounds:
+    """All rounds of one data folder. One process at a time owns it (`learner_lock`)."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        journal: Journal,
+        settings: LearnerSettings,
+        *,
+        checkpoint: str = "mini",
+        device: str = "cpu",
+        hand_over: HandOver = kept,
+        told: Told | None = None,
+        workers: Workers | None = None,
+        most_pairs: int = 512,
+        save_every: int = 1,
+    ) -> None:
+        self._data_dir, self._journal, self._settings = data_dir, journal, settings
+        self._checkpoint, self._device = checkpoint, torch.device(device)
+        self._hand_over, self._told, self._workers = hand_over, told, workers or Workers()
+        self._most_pairs, self._save_every = most_pairs, save_every
+        self._store, self._registry = PairStore(journal), AdapterRegistry(journal.engine)
+        self._folder = data_dir / _FOLDER
+        self._files = RoundFiles(self._folder / "rounds")
+
+    def waiting(self) -> list[str]:
+        """Ids of the pairs that no round has had, the oldest first. Raises `RoundError`."""
+        consumed = self._files.consumed()
+        return [each.id for each in self._store.summaries(heldout=False) if each.id not in consumed]
+
+    def is_unfinished(self) -> bool:
+        """Whether a round was left that can be gone on with. Raises `RoundError`."""
+        rounds = self._files.all()
+        return bool(rounds) and not rounds[-1].is_over
+
+    def once(self) -> Round | None:
+        """Finish the round that was left, or make a new one of what waits. None when nothing waits.
+
+        Raises `RoundError`, `PairError`, `CheckpointError` and whatever the gate raises; the round then stays where it
+        is, and is gone on with next time.
+        """
+        current: Round | None = self._workers.tell(self._next() if self._workers.first else None)
+        if current is None:
+            return None
+        if current.stage is Stage.PLANNED:
+            current = self._train(current)
+        if current.stage is Stage.EXPORTED and self._workers.first:
+            current = self._stage(current)
+        if current.stage is Stage.STAGED and self._workers.first:
+            outcome = self._hand_over(self._registry.get(current.adapter))
+            current = self._write(current, stage=Stage.DONE, outcome=outcome)
+        return current
+
+    def _next(self) -> Round | None:
+        rounds = self._files.all()
+        if rounds and not rounds[-1].is_over:
+            log.info("going on with round %d, which is %s", rounds[-1].number, rounds[-1].stage)
+            return rounds[-1]
+        waiting = self.waiting()[: self._most_pairs]
+        return self._plan(len(rounds) + 1, rounds, waiting) if waiting else None
+
+    def _plan(self, number: int, rounds: Sequence[Round], waiting: Sequence[str]) -> Round:
+        base = file_sha256(self._load().lm_path)
+        earlier = [pair for each in rounds[::-1] for pair in each.pairs]
+        there = self._store.ids()
+        again = [pair for pair in earlier if pair in there][: round(self._settings.replay * len(waiting))]
+        planned = Round(
+            number=number,
+            made_at=time.time(),
+            parent=self._parent(base),
+            checkpoint=self._checkpoint,
+            base_sha256=base,
+            settings=self._settings,
+            pairs=tuple(waiting),
+            replayed=tuple(again),
+        )
+        return self._write(planned)
+
+    def _train(self, current: Round) -> Round:
+        current, pairs, replayed = self._still_there(current)
+        while pairs:
+            policy = self._policy(current)
+            pairs = self._referenced(policy, current, pairs)
+            heldout = self._referenced(policy, current, self._heldout())
+            before = {name: part.detach().clone() for name, part in policy.learned().items()}
+            figures = self._pass(self._workers.shard(policy), current, pairs, replayed)
+            after, divergence = self._measured(policy, current, heldout, before)
+            known = current
+            current, pairs, replayed = self._still_there(current)
+            if current is known:
+                return self._export(policy, current, pairs, (figures, after, divergence))
+        return self._write(current, stage=Stage.EMPTY, outcome="everything it was to learn from has been deleted")
+
+    def _pass(self, policy: Policy, current: Round, pairs: Sequence[Pair], replayed: Sequence[Pair]) -> Figures:
+        training = Pass(
+            policy,
+            current.settings,
+            pairs,
+            replayed=replayed,
+            plan=current.plan,
+            state=self._folder / "pass.safetensors",
+            save_every=self._save_every,
+            workers=self._workers,
+        )
+        if self._told is None or not self._workers.first:
+            return training.run()
+        self._told.began(training.steps, len(pairs))
+        return training.run(self._told.step)
+
+    def _measured(
+        self, policy: Policy, current: Round, heldout: Sequence[Pair], before: dict[str, Any]
+    ) -> tuple[Figures | None, float | None]:
+        """On held-out pairs: how they are told apart, and how far the policy went from its parent."""
+        if not heldout or self._workers.size > 1:
+            return None, None
+        figures = evaluate(policy, current.settings, heldout)
+        return figures, divergence_from(policy, before, heldout[:_PROBED], positions=current.settings.positions)
+
+    def _export(
+        self,
+        policy: Policy,
+        current: Round,
+        pairs: Sequence[Pair],
+        results: tuple[Figures, Figures | None, float | None],
+    ) -> Round:
+        figures, heldout, divergence = results
+        kinds = sorted({pair.kind.value for pair in pairs})
+        manifest = Manifest(
+            id=current.adapter,
+            made_at=current.made_at,
+            parent=current.parent,
+            checkpoint=current.checkpoint,
+            base_sha256=current.base_sha256,
+            settings=current.settings,
+            pairs={kind: sum(pair.kind.value == kind for pair in pairs) for kind in kinds},
+            trained=figures,
+            heldout=heldout,
+            divergence=divergence,
+        )
+        folder = self._data_dir / "adapters" / current.adapter
+        sha256 = write_adapter(folder, policy, manifest=manifest, config=self._base_config(), workers=self._workers)
+        made = self._write(current, stage=Stage.EXPORTED, sha256=sha256, trained=figures)
+        if self._told is not None and self._workers.first:
+            self._told.ended(made, heldout, divergence)
+        return made
+
+    def _stage(self, current: Round) -> Round:
+        folder = self._data_dir / "adapters" / current.adapter
+        row = AdapterRow(
+            id=current.adapter,
+            made_at=current.made_at,
+            parent=current.parent,
+            checkpoint=current.checkpoint,
+            path=f"adapters/{current.adapter}",
+            sha256=current.sha256,
+            manifest=(folder / "manifest.json").read_text(),
+        )
+        sessions = {pair.session for pair in self._opened((*current.pairs, *current.replayed))}
+        if current.parent:
+            sessions |= set(self._registry.sessions_of(current.parent))
+        self._registry.add(row, sessions=sorted(sessions))
+        return self._write(current, stage=Stage.STAGED)
+
+    def _still_there(self, current: Round) -> tuple[Round, list[Pair], list[Pair]]:
+        """The round without what has been deleted since it was planned; the very same one when nothing has."""
+        pairs, replayed = self._opened(current.pairs), self._opened(current.replayed)
+        parent = current.parent
+        if parent and self._registry.get(parent).withdrawn:
+            parent = self._parent(current.base_sha256)
+        if (len(pairs), len(replayed), parent) != (len(current.pairs), len(current.replayed), current.parent):
+            log.warning("round %d begins again: a call that it was to learn from was deleted", current.number)
+            current = self._write(
+                current,
+                pairs=tuple(pair.id for pair in pairs),
+                replayed=tuple(pair.id for pair in replayed),
+                parent=parent,
+                begun_again=current.begun_again + 1,
+            )
+        return current, pairs, replayed
+
+    def _referenced(self, policy: Policy, current: Round, pairs: Sequence[Pair]) -> list[Pair]:
+        """Pairs with log-probabilities by the parent: those they have, where they are its; else computed and kept."""
+        lacking = [pair for pair in pairs if not _has_reference(pair, current)]
+        found = reference_of(
+            policy,
+            lacking,
+            name=current.parent,
+            base_sha256=current.base_sha256,
+            positions=current.settings.positions,
+        )
+        if self._workers.first:
+            for pair in found:
+                assert pair.reference is not None
+                self._store.set_reference(pair.id, pair.reference)
+        new = {pair.id: pair for pair in found}
+        return [new.get(pair.id, pair) for pair in pairs]
+
+    def _policy(self, current: Round) -> Policy:
+        settings = current.settings
+        checkpoint = self._load()
+        if file_sha256(checkpoint.lm_path) != current.base_sha256:
+            raise RoundError(
+                got=f"round {current.number} of a model that is no longer {current.checkpoint}",
+                expected=f"weights with SHA-256 {current.base_sha256}",
+                remedy="give the learner that model, or remove the round's file to give its pairs up",
+            )
+        if not current.parent:
+            return Policy(
+                checkpoint, rank=settings.rank, scaling=settings.scaling, seed=settings.seed,
+                checkpointing=settings.checkpointing,
+            )  # fmt: skip
+        folder = folder_of(self._data_dir, self._registry.get(current.parent))
+        shape = json.loads((folder / CONFIG).read_text())
+        policy = Policy(
+            checkpoint, rank=shape["lora_rank"], scaling=shape["lora_scaling"], checkpointing=settings.checkpointing
+        )
+        policy.learn_from(load_file(folder / ADAPTER_WEIGHTS))
+        return policy
+
+    def _parent(self, base_sha256: str) -> str:
+        """The live adapter, or the newest that was live before and may still be heard; empty for the base model."""
+        live = self._registry.live()
+        retired = [row for row in self._registry.list() if row.state is AdapterState.RETIRED]
+        for row in [live, *sorted(retired, key=lambda each: -each.changed_at)]:
+            if row is not None and not row.withdrawn and _is_of(row, base_sha256):
+                return row.id
+        return ""
+
+    def _opened(self, ids: Iterable[str]) -> list[Pair]:
+        wanted = set(ids)
+        return [pair for pair in self._store.read(heldout=False) if pair.id in wanted]
+
+    def _heldout(self) -> list[Pair]:
+        return self._store.read(heldout=True, limit=_MOST_HELDOUT)
+
+    def _load(self) -> Checkpoint:
+        dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
+        return load_checkpoint(self._checkpoint, device=self._device, dtype=dtype)
+
+    def _base_config(self) -> dict[str, Any]:
+        path = self._load().lm_path.with_name(CONFIG)
+        config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return config
+
+    def _write(self, current: Round, **changes: Any) -> Round:
+        if self._workers.first:
+            return self._files.write(current, **changes)
+        return msgspec.structs.replace(current, **changes)
+
+
+def _has_reference(pair: Pair, current: Round) -> bool:
+    reference = pair.reference
+    if reference is None or (reference.policy, reference.base_sha256) != (current.parent, current.base_sha256):
+        return False
+    sides = ((reference.chosen_T, pair.chosen), (reference.rejected_T, pair.rejected))
+    return all(len(logp_T) == len(side.tokens_TK) for logp_T, side in sides)
+
+
+def _is_of(row: AdapterRow, base_sha256: str) -> bool:
+    """Whether an adapter was learned on these weights; its manifest says so."""
+    try:
+        told: dict[str, Any] = json.loads(row.manifest)
+    except ValueError:
+        return False
+    return told.get("base_sha256") == base_sha256
