@@ -36,7 +36,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             env=os.environ | {"TERM": "xterm-256color"} | dict(environment or {}),
-            preexec_fn=_own_terminal,
+            preexec_fn=_own_terminal,  # noqa: PLW1509 - tests start it from their only thread
         )
 
     @property
