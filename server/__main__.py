@@ -6,10 +6,14 @@ import logging
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from server.config import ServerConfig, load_config
 from server.errors import ConfigError, TokenError
 from server.logs import LogThread
+
+if TYPE_CHECKING:
+    from server.tls import Tls
 
 log = logging.getLogger("server")
 
@@ -37,10 +41,16 @@ def main() -> None:
 
 def _check_doors(config: ServerConfig) -> None:
     """Find what is wrong with who may enter before torch is loaded, which takes seconds."""
-    from server.auth import Auth  # noqa: PLC0415 - not for a mistake in a flag
+    from server.addresses import Addresses  # noqa: PLC0415 - not for a mistake in a flag
+    from server.auth import Auth  # noqa: PLC0415
+    from server.origins import Origins  # noqa: PLC0415
     from server.secret import ServerSecret  # noqa: PLC0415
+    from server.tls import open_tls  # noqa: PLC0415
 
-    Auth(config, ServerSecret(config.data_dir))
+    auth = Auth(config, ServerSecret(config.data_dir))
+    Addresses(config.trusted_proxies)
+    Origins(config.allow_origin, only_here=auth.open_house)
+    open_tls(config)
 
 
 async def _serve(config: ServerConfig, lines: LogThread) -> bool:
@@ -57,9 +67,9 @@ async def _serve(config: ServerConfig, lines: LogThread) -> bool:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(server.end))
     if hasattr(signal, "SIGHUP"):
-        reload = functools.partial(loop.run_in_executor, None, server.auth.reload)
+        reload = functools.partial(loop.run_in_executor, None, server.reload)
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(reload))
-    return await server.run(on_listening=_announce)
+    return await server.run(on_listening=functools.partial(_announce, server.tls))
 
 
 def _ceiling(config: ServerConfig) -> int:
@@ -87,8 +97,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _announce(host: str, port: int) -> None:
-    log.info("listening on http://%s:%d, loading the model", host, port)
+def _announce(tls: "Tls | None", host: str, port: int) -> None:
+    name = f"[{host}]" if ":" in host else host
+    log.info("listening on %s://%s:%d, loading the model", "https" if tls else "http", name, port)
+    if tls is not None:
+        log.info("certificate %s, SHA-256 fingerprint %s", tls.cert, tls.fingerprint)
 
 
 def _complain(sentence: str, status: int) -> int:

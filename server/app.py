@@ -25,7 +25,7 @@ from server.capacity import Capacity, Limits
 from server.config import ServerConfig
 from server.doors import VISITOR, WHO, Doors
 from server.engine import Engine
-from server.errors import TooManyCallsError
+from server.errors import ConfigError, TooManyCallsError
 from server.limits import AddressLimits
 from server.listening import Listening
 from server.login import Login
@@ -35,6 +35,7 @@ from server.pressure import LoadGuard
 from server.protocol import WIRE_SAMPLE_RATE_HZ
 from server.scheduler import Health, Scheduler
 from server.secret import ServerSecret
+from server.tls import open_tls
 from server.wire import ChatSocket
 
 __all__ = ["Server"]
@@ -59,6 +60,7 @@ class Server:
         self.metrics = Metrics()
         self.secret = ServerSecret(config.data_dir)
         self.auth = Auth(config, self.secret)
+        self.tls = open_tls(config)
         self.limits = AddressLimits(
             max_calls=config.max_calls_per_address,
             bytes_per_s=config.max_bytes_per_s_per_address,
@@ -122,6 +124,15 @@ class Server:
             self.desk.hurry()
         self._end.set()
 
+    def reload(self) -> None:
+        """Read tokens and certificate again. A mistake in them is told in the log, and the old ones hold. Blocks."""
+        self.auth.reload()
+        if self.tls is not None:
+            try:
+                self.tls.reload()
+            except ConfigError as problem:
+                log.error("the certificate stays as it was: %s", problem)  # noqa: TRY400 - the sentence says all
+
     async def run(self, on_listening: Callable[[str, int], None] = lambda _host, _port: None) -> bool:
         """Serve until `end` is called or the engine fails. Returns whether the engine was well to the end.
 
@@ -133,7 +144,8 @@ class Server:
         )
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self._config.host, self._config.port)
+            context = self.tls.context if self.tls else None
+            site = web.TCPSite(runner, self._config.host, self._config.port, ssl_context=context)
             await site.start()
             host, port = runner.addresses[0][:2]
             on_listening(host, port)
