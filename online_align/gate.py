@@ -120,9 +120,19 @@ class Gate:
         return behaviour(self.base() if folder is None else self.played(folder))
 
     def judge(
-        self, folder: Path, *, sha256: str | None = None, heldout: Sequence[Pair] = (), trained: Sequence[Pair] = ()
+        self,
+        folder: Path,
+        *,
+        sha256: str | None = None,
+        heldout: Sequence[Pair] = (),
+        trained: Sequence[Pair] = (),
+        trained_by: Sequence[str] | None = None,
     ) -> Verdict:
-        """Run every check. `trained` are the pairs it learned from, `heldout` those kept for validation."""
+        """Run every check.
+
+        `heldout` are pairs kept for validation, `trained` those it learned from. Where the latter are only some of
+        them, `trained_by` has the user's hash of every one.
+        """
         began = time.monotonic()
         files, file = self.read(folder, sha256)
         checks = [files]
@@ -132,7 +142,7 @@ class Gate:
         if file is not None and all(check.outcome is not Outcome.FAILED for check in checks):
             checks += check_drift(self.drift(None, file), self.settings.drift)
             checks += check_behaviour(self.behaviour(None), self.behaviour(folder))
-            checks += self._preferences(file, heldout, trained)
+            checks += self._preferences(file, heldout, trained, trained_by)
             checks += self._cost(folder, file)
         about: dict[str, str | float | None] = {
             "gate": GATE,
@@ -143,8 +153,11 @@ class Gate:
         }
         return conclude(checks, must_know=self.settings.must_know, about=about)
 
-    def _preferences(self, file: AdapterFile, heldout: Sequence[Pair], trained: Sequence[Pair]) -> list[Check]:
+    def _preferences(
+        self, file: AdapterFile, heldout: Sequence[Pair], trained: Sequence[Pair], trained_by: Sequence[str] | None
+    ) -> list[Check]:
         kept, used = self._some(heldout), self._some(trained)
+        everybody = [pair.user_hash for pair in trained] if trained_by is None else trained_by
         kept_margins = margins(self._checkpoint.lm, kept, file)
         used_margins = margins(self._checkpoint.lm, used, file)
 
@@ -158,7 +171,7 @@ class Gate:
 
         return [
             check_heldout(agreement(kept, kept_margins), self.settings.heldout),
-            *check_people([pair.user_hash for pair in trained], own, others, self.settings.people),
+            *check_people(everybody, own, others, self.settings.people),
         ]
 
     def _some(self, pairs: Sequence[Pair]) -> list[Pair]:

@@ -19,7 +19,7 @@ __all__ = ["PeopleLimits", "check_people"]
 class PeopleLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What one person may be."""
 
-    share: float = 0.20
+    share: float = 0.25
     """Of the pairs, at most, where there are `people`; anonymous callers are one person together."""
     people: int = 5
     """Fewer people are no crowd: their shares say nothing."""
