@@ -26,7 +26,7 @@ from server.engine.checkpoint import Checkpoint
 from server.engine.native import NativeStep
 from server.errors import DuologueError
 
-__all__ = ["Branch", "RegenerationError", "Regenerator", "seeds", "silence", "word_pieces"]
+__all__ = ["Branch", "RegenerationError", "Regenerator", "Tokens", "seeds", "silence", "word_pieces"]
 
 _NEVER: Final = -1e9
 """Added to a logit that must not win."""
@@ -69,6 +69,11 @@ class Regenerator:
         self._adapter = use_adapter(self._step, checkpoint, adapter) if adapter else 0
         self._past: Tokens = np.zeros((0, 0), np.int16)
         self._at = 0
+
+    @property
+    def model_codebooks(self) -> int:
+        """Codebooks of the model's own sound."""
+        return self._step.machine.shape.dep_q
 
     @property
     def silent(self) -> frozenset[int]:

