@@ -1,4 +1,4 @@
-"""What the commands of the client have in common on their command lines: the server, the token, sampling, exit codes.
+"""What the commands of the client have in common on their command lines: the server, sampling, exit codes.
 
 It knows argparse and names of query parameters, no network.
 """
@@ -6,10 +6,9 @@ It knows argparse and names of query parameters, no network.
 import argparse
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
-from client.errors import TokenFileError
+from client.credentials import add_credentials
 
 __all__ = [
     "DEFAULT_URL",
@@ -18,7 +17,6 @@ __all__ = [
     "add_sampling_arguments",
     "add_server_arguments",
     "at_least",
-    "read_token",
     "sampling_query",
 ]
 
@@ -53,7 +51,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url", default=url, help="the server (default: %(default)s; the environment variable DUOLOGUE_URL changes it)"
     )
-    parser.add_argument("--token-file", type=Path, metavar="PATH", help="file with the server's access token")
+    add_credentials(parser)
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,14 +71,6 @@ def sampling_query(arguments: argparse.Namespace) -> dict[str, str]:
     if arguments.seed is not None:
         query |= {"text_seed": str(arguments.seed), "audio_seed": str(arguments.seed)}
     return query
-
-
-def read_token(path: Path | None) -> str | None:
-    """Read the token of `--token-file`; None without one. Raises TokenFileError."""
-    try:
-        return path.read_text(encoding="utf-8").strip() if path else None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise TokenFileError(f"Cannot read the token in {path} ({problem}).") from problem
 
 
 def above(limit: float) -> Callable[[str], float]:

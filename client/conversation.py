@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
 from client.call_state import CallState, Connection
+from client.credentials import NOTHING, Credentials
 from client.errors import CallLostError, ClientError, HungUpError, RefusedError, ServerBusyError, UnreachableError
 from client.jitter import JitterBuffer
 from client.link import Event, Link, Piece, Sound, open_link
@@ -55,7 +56,7 @@ class Conversation:
         jitter: JitterBuffer,
         state: CallState,
         query: Mapping[str, str] | None = None,
-        token: str | None = None,
+        credentials: Credentials = NOTHING,
         patience_s: float = 120.0,
         output_s: Callable[[], float] = lambda: 0.0,
         frame_s: float = FRAME_S,
@@ -69,7 +70,7 @@ class Conversation:
         self._jitter = jitter
         self._state = state
         self._query = dict(query or {})
-        self._token = token
+        self._credentials = credentials
         self._patience_s = patience_s
         self._output_s = output_s
         self._frame_s = frame_s
@@ -99,7 +100,7 @@ class Conversation:
     async def _connect(self) -> None:
         resuming = {"resume_token": self._resume_token} if self._resume_token else {}
         async with open_link(
-            self._url, query=self._query | resuming, token=self._token, on_queue=self._wait_in_queue
+            self._url, query=self._query | resuming, credentials=self._credentials, on_queue=self._wait_in_queue
         ) as link:
             self._begin(resumed=bool(resuming))
             line = _Line(link, self._frame_s, resumed=bool(resuming))

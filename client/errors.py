@@ -7,6 +7,8 @@ from typing import ClassVar
 
 __all__ = [
     "CallLostError",
+    "CertificateError",
+    "CertificateFileError",
     "ClientError",
     "DeviceError",
     "HungUpError",
@@ -40,6 +42,12 @@ class TokenFileError(ClientError):
     exit_code = 2
 
 
+class CertificateFileError(ClientError):
+    """The file with the certificate to believe cannot be read."""
+
+    exit_code = 2
+
+
 class ReportFileError(ClientError):
     """A report or a picture cannot be written."""
 
@@ -64,8 +72,12 @@ class UnreachableError(ClientError):
     exit_code = 3
 
 
+class CertificateError(UnreachableError):
+    """The server's certificate is nobody's that this machine believes."""
+
+
 class NotAuthorisedError(ClientError):
-    """The server wants a token (HTTP 401 or 403 before the upgrade)."""
+    """The server does not let this caller in (HTTP 401 or 403 before the upgrade)."""
 
     exit_code = 4
 

@@ -6,9 +6,11 @@ protocol: what only Duologue sends is optional.
 
 import asyncio
 import math
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
@@ -17,9 +19,12 @@ import numpy as np
 import sphn
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.http11 import Response
 
+from client.credentials import NOTHING, Credentials
 from client.errors import (
     CallLostError,
+    CertificateError,
     ClientError,
     HungUpError,
     NotAuthorisedError,
@@ -38,6 +43,7 @@ OPUS_DELAY_SAMPLES: Final = 156
 
 _DEAD_AFTER_S: Final = 20.0
 _CONNECT_S: Final = 10.0
+_LONGEST_REASON: Final = 400
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
@@ -168,15 +174,15 @@ async def open_link(
     url: str,
     *,
     query: Mapping[str, str] | None = None,
-    token: str | None = None,
+    credentials: Credentials = NOTHING,
     on_queue: Callable[[QueuePosition], None] = lambda _: None,
 ) -> AsyncIterator[Link]:
     """Call the server at `url`, wait for a slot, and hang up at the end of the block.
 
-    `query` holds sampling parameters, `token` goes into an Authorization header. Raises UnreachableError,
-    NotAuthorisedError, RefusedError, ServerBusyError or CallLostError.
+    `query` holds sampling parameters; a token goes into an Authorization header. Raises UnreachableError,
+    CertificateError, NotAuthorisedError, RefusedError, ServerBusyError or CallLostError.
     """
-    socket = await _connect(chat_url(url, query or {}), token)
+    socket = await _connect(chat_url(url, query or {}), credentials)
     try:
         link = Link(socket)
         await link.wait_for_slot(on_queue)
@@ -199,20 +205,26 @@ def chat_url(url: str, query: Mapping[str, str]) -> str:
     return urlunsplit((scheme, parts.netloc, path, joined, ""))
 
 
-async def _connect(url: str, token: str | None) -> ClientConnection:
+async def _connect(url: str, credentials: Credentials) -> ClientConnection:
     parts = urlsplit(url)
     place = f"{parts.scheme}://{parts.netloc}"
     try:
         return await connect(
             url,
-            additional_headers={"Authorization": f"Bearer {token}"} if token else None,
+            additional_headers=credentials.headers,
+            ssl=credentials.tls if parts.scheme == "wss" else None,
             compression=None,
             open_timeout=_CONNECT_S,
             close_timeout=2,
             proxy=None if parts.hostname in _LOOPBACK else True,
         )
     except InvalidStatus as problem:
-        raise _not_upgraded(place, problem.response.status_code) from problem
+        raise _not_upgraded(place, problem.response) from problem
+    except ssl.SSLCertVerificationError as problem:
+        raise CertificateError(
+            f"The certificate of {place} is not believed ({problem.verify_message}). If it is a server's own, copy its "
+            "tls/cert.pem from the server's data folder and give it with --ca."
+        ) from problem
     except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as problem:
         raise UnreachableError(
             f"No dialogue server answers at {place} ({str(problem) or 'timed out'}). "
@@ -220,7 +232,15 @@ async def _connect(url: str, token: str | None) -> ClientConnection:
         ) from problem
 
 
-def _not_upgraded(place: str, status: int) -> ClientError:
-    if status in (401, 403):
-        return NotAuthorisedError(f"The server at {place} wants a token (HTTP {status}): give one with --token-file.")
+def _not_upgraded(place: str, response: Response) -> ClientError:
+    status = response.status_code
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        reason = (response.body or b"").decode(errors="replace").strip()[:_LONGEST_REASON]
+        said = f" It says: {reason}." if reason else ""
+        return NotAuthorisedError(
+            f"The server at {place} does not let this caller in (HTTP {status}): give a token with --token-file or "
+            f"in DUOLOGUE_TOKEN.{said}"
+        )
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return ServerBusyError("this address has asked too often, try again in a few seconds", code=status)
     return UnreachableError(f"{place} answered HTTP {status} instead of a call: it is not a dialogue server.")

@@ -18,10 +18,10 @@ from client.arguments import (
     add_sampling_arguments,
     add_server_arguments,
     at_least,
-    read_token,
     sampling_query,
 )
 from client.call import CallReport, hold_call
+from client.credentials import read_credentials
 from client.errors import ClientError
 from client.link import open_link
 from client.recording import Recording
@@ -69,9 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _say(arguments: argparse.Namespace) -> CallReport:
     frames = read_frames(arguments.file, channel=arguments.channel, head_s=arguments.head, tail_s=arguments.tail)
-    call = open_link(
-        arguments.url, query=sampling_query(arguments), token=read_token(arguments.token_file), on_queue=_tell_position
-    )
+    shown = read_credentials(arguments)
+    call = open_link(arguments.url, query=sampling_query(arguments), credentials=shown, on_queue=_tell_position)
     async with call as link:
         with Recording(reply=arguments.out, call=arguments.stereo) as recording:
             return await hold_call(link, frames, recording, url=arguments.url, speed=arguments.speed)

@@ -17,13 +17,13 @@ from client.arguments import (
     EXIT_CODES,
     add_sampling_arguments,
     add_server_arguments,
-    read_token,
     sampling_query,
 )
 from client.call_state import CallState
 from client.card_keeper import running
 from client.consent import ConsentFile, consent_of, query_value
 from client.conversation import Conversation
+from client.credentials import read_credentials
 from client.devices import PortAudioCard
 from client.echo import HEADPHONES_ADVICE, EchoCanceller, NoCancellation, WebRtcCanceller
 from client.errors import ClientError
@@ -109,7 +109,7 @@ async def _talk(arguments: argparse.Namespace, consent: Consent) -> int:
             jitter=jitter,
             state=state,
             query=sampling_query(arguments) | query_value(consent),
-            token=read_token(arguments.token_file),
+            credentials=read_credentials(arguments),
             output_s=lambda: card.output_s,
         )
         if arguments.echo_cancellation == "off":

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import sphn
 
+from client.credentials import NOTHING, Credentials
 from client.errors import CallLostError
 from client.load.clock import LateLoop
 from client.load.journey import Journey
@@ -35,7 +36,7 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
 
     url: str
     """The complete address of the calls; a seed is added to it."""
-    token: str | None
+    credentials: Credentials = NOTHING
     call_s: float | None
     """Mean length of a call; None for one call that lasts to the end."""
     rude: float
@@ -145,7 +146,8 @@ class _Line:
         call = self._call
         call.asked_at = self._loop.time()
         try:
-            self._link = await open_load_link(self._url(), token=self._habits.token, on_message=self._take)
+            shown = self._habits.credentials
+            self._link = await open_load_link(self._url(), credentials=shown, on_message=self._take)
             await self._converse(self._link, until)
         except (ConnectionError, TimeoutError, OSError) as problem:
             call.problem = f"cannot connect ({str(problem) or type(problem).__name__})"

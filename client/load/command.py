@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from client.errors import ClientError, RemoteLoadError, ReportFileError, TokenFileError, UnreachableError
+from client.credentials import add_credentials, read_credentials
+from client.errors import ClientError, RemoteLoadError, ReportFileError, UnreachableError
 from client.link import chat_url
 from client.load.caller import Habits
 from client.load.figures import summarise
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same callers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here; - for standard output")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw it (needs matplotlib)")
-    parser.add_argument("--token-file", type=Path, metavar="PATH", help="file with the server's access token")
+    add_credentials(parser)
     parser.add_argument(
         "--yes-load-a-remote-server", action="store_true", help="the server is on another machine, and mine to load"
     )
@@ -83,7 +84,7 @@ def _load(arguments: argparse.Namespace) -> LoadReport:
     ramp_s = min(10.0, arguments.seconds / 4) if arguments.ramp_seconds is None else arguments.ramp_seconds
     plan = Plan(
         habits=Habits(
-            url=url, token=_read_token(arguments.token_file), call_s=arguments.call_seconds, rude=arguments.rude
+            url=url, credentials=read_credentials(arguments), call_s=arguments.call_seconds, rude=arguments.rude
         ),
         callers=arguments.callers,
         seconds=arguments.seconds,
@@ -119,13 +120,6 @@ def _write(report: LoadReport, arguments: argparse.Namespace) -> None:
             draw(arguments.picture, report)
     except (OSError, ImportError) as problem:
         raise ReportFileError(f"Cannot write the report ({problem}): name a file in a folder that exists.") from problem
-
-
-def _read_token(path: Path | None) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip() if path else None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise TokenFileError(f"Cannot read the token in {path} ({problem}).") from problem
 
 
 def _callers(text: str) -> int:

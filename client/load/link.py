@@ -16,6 +16,8 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from client.credentials import Credentials
+
 __all__ = ["Ending", "LoadLink", "open_load_link"]
 
 _CONNECT_S: Final = 10.0
@@ -115,17 +117,16 @@ class LoadLink(asyncio.Protocol):
                 self._transport.write_eof()
 
 
-async def open_load_link(url: str, *, token: str | None, on_message: Callable[[bytes], None]) -> LoadLink:
+async def open_load_link(url: str, *, credentials: Credentials, on_message: Callable[[bytes], None]) -> LoadLink:
     """Connect to a complete `ws://` address and upgrade. Raises ConnectionError or TimeoutError."""
     parts = urlsplit(url)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(_CONNECT_S):
         _, link = await loop.create_connection(
-            lambda: LoadLink(url, headers, on_message),
+            lambda: LoadLink(url, credentials.headers, on_message),
             parts.hostname or "",
             parts.port or (443 if parts.scheme == "wss" else 80),
-            ssl=parts.scheme == "wss" or None,
+            ssl=(credentials.tls or True) if parts.scheme == "wss" else None,
         )
         try:
             await link.upgraded

@@ -53,9 +53,9 @@ async def _party(plan: Plan, script: Script) -> Outcome:
     measured_from = began_at + min(plan.ramp_s + _SETTLE_S, plan.seconds / 2)
     url = metrics_url(plan.habits.url)
     await asyncio.sleep(measured_from - loop.time())
-    before = await asyncio.to_thread(read_metrics, url)
+    before = await asyncio.to_thread(read_metrics, url, plan.habits.credentials)
     await asyncio.sleep(until - loop.time())
-    after = await asyncio.to_thread(read_metrics, url)
+    after = await asyncio.to_thread(read_metrics, url, plan.habits.credentials)
     cpu_s = time.process_time() - cpu_before_s
     _, unfinished = await asyncio.wait(tasks, timeout=_LAST_WORDS_S)
     for task in unfinished:

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from client.credentials import NOTHING, Credentials
+
 __all__ = ["Scrape", "StageTimes", "frames_between", "metrics_url", "read_metrics", "stages_between"]
 
 _TICK: Final = "duologue_tick_duration_seconds"
@@ -51,11 +53,13 @@ def metrics_url(chat_url: str) -> str:
     return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}/metrics"
 
 
-def read_metrics(url: str) -> Scrape | None:
-    """Ask the server. Blocks; None when it has no such page or does not answer."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def read_metrics(url: str, credentials: Credentials = NOTHING) -> Scrape | None:
+    """Ask the server. Blocks; None when it has no such page, does not show it to this caller, or does not answer."""
+    secure = urllib.request.HTTPSHandler(context=credentials.tls)
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), secure)
     try:
-        with direct.open(url, timeout=_PATIENCE_S) as response:
+        asked = urllib.request.Request(url, headers=credentials.headers)  # noqa: S310 - made by metrics_url
+        with direct.open(asked, timeout=_PATIENCE_S) as response:
             page = response.read().decode()
     except (urllib.error.URLError, OSError, UnicodeDecodeError):
         return None

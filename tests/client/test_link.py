@@ -7,6 +7,7 @@ import pytest
 from websockets.asyncio.server import serve
 
 from client import link as link_module
+from client.credentials import Credentials
 from client.errors import (
     CallLostError,
     ClientError,
@@ -77,7 +78,7 @@ async def test_what_the_client_asks_for_reaches_the_server() -> None:
         await stage.ready()
         seen["code"] = str(await stage.gone())
 
-    async with staged(script) as url, open_link(url, query={"text_topk": "5"}, token="secret"):
+    async with staged(script) as url, open_link(url, query={"text_topk": "5"}, credentials=Credentials(token="secret")):
         pass
     assert seen == {"path": "/api/chat?text_topk=5", "token": "Bearer secret", "code": "1000"}
 

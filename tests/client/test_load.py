@@ -22,7 +22,7 @@ QUESTION = Path(__file__).parent.parent / "assets" / "speech" / "demo_2.opus"
 async def load(script: Script, *, callers: int = 2, seconds: float = 2.0, **habits: Any) -> LoadReport:
     async with staged(script) as url:
         plan = Plan(
-            habits=Habits(**({"url": url + "/api/chat", "token": None, "call_s": None, "rude": 0.0} | habits)),
+            habits=Habits(**({"url": url + "/api/chat", "call_s": None, "rude": 0.0} | habits)),
             callers=callers,
             seconds=seconds,
             ramp_s=0.2,
