@@ -8,10 +8,12 @@ from typing import Final
 __all__ = ["main"]
 
 COMMANDS: Final = {
+    "adapters": ("online_align.adapters_command", "adapters: list, show, promote, rollback, diff"),
     "evaluate": ("online_align.evaluate.command", "measure what the project claims"),
     "once": ("online_align.once_command", "make one round of learning from the pairs that wait"),
     "run": ("online_align.learn_command", "learn for as long as it runs: rounds by count of pairs or by the clock"),
     "journal": ("online_align.journal_command", "look into the journal: stats, verify, export, delete, replay"),
+    "pairs": ("online_align.pairs_command", "make preference pairs from kept calls, list them, hear both sides"),
 }
 """Every command's module, which has `run(arguments) -> exit code`, and what it is for."""
 

@@ -1,0 +1,164 @@
+"""`duologue-align adapters WHAT`: which adapters there are and why, moving them by hand, and comparing two of them.
+
+Works on the journal's tables and the data folder; a server that runs follows within a second or two, and none is
+needed. It decides nothing: the gate's verdict is needed whoever promotes.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from online_align.release import verdict_of
+from online_align.verdicts import Outcome
+from server.errors import DuologueError
+from server.journal import Journal, JournalError, open_journal
+from server.journal.database import exists
+from server.journal.registry import AdapterRegistry, AdapterRow, folder_of
+
+__all__ = ["run"]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do it. Returns 0, or 1 when something is refused or not there."""
+    asked = _parser().parse_args(arguments)
+    try:
+        if not exists(asked.data_dir, asked.journal_url):
+            raise JournalError(
+                got=f"{asked.data_dir}, where there is no journal",
+                expected="the data folder of a server",
+                remedy="name it with --data-dir, or the database with --journal-url",
+            )
+        journal = open_journal(asked.data_dir, asked.journal_url)
+        try:
+            code: int = asked.do(journal, asked)
+            return code
+        finally:
+            journal.engine.dispose()
+    except DuologueError as problem:
+        print(f"duologue-align: {problem}", file=sys.stderr)
+        return 1
+
+
+def _list(journal: Journal, asked: argparse.Namespace) -> int:
+    rows = AdapterRegistry(journal.engine).list()
+    if asked.json:
+        print(msgspec.json.encode({"adapters": rows}).decode())
+        return 0
+    if not rows:
+        print("no adapters yet: everybody hears the base model")
+    for row in rows:
+        note = "  withdrawn" if row.withdrawn else ""
+        print(f"{row.id:24} {row.state:12} {_when(row.changed_at)}  from {row.parent or 'the base model'}{note}")
+    return 0
+
+
+def _show(journal: Journal, asked: argparse.Namespace) -> int:
+    registry = AdapterRegistry(journal.engine)
+    row, said = registry.get(asked.id), registry.verdicts(asked.id)
+    sessions = registry.sessions_of(asked.id)
+    if asked.json:
+        verdicts = [{"stage": each.stage, "at": each.at, "verdict": verdict_of(each)} for each in said]
+        print(msgspec.json.encode({"adapter": row, "sessions": sessions, "verdicts": verdicts}).decode())
+        return 0
+    print(f"{row.id}: {row.state} since {_when(row.changed_at)}, made {_when(row.made_at)}")
+    print(f"base {row.checkpoint}, from {row.parent or 'the base model'}, learned from {len(sessions)} calls")
+    print(f"files {row.path}, SHA-256 {row.sha256}")
+    if row.withdrawn:
+        print("withdrawn: it learned from a call that was deleted, so it goes to nobody any more")
+    for each in said:
+        verdict = verdict_of(each)
+        print(f"\n{_when(each.at)} {each.stage}: {'passed' if each.passed else 'refused'}. {each.reason}")
+        for check in verdict.checks:
+            mark = {Outcome.PASSED: "ok", Outcome.FAILED: "NO", Outcome.UNKNOWN: "? "}[check.outcome]
+            print(f"  {mark} {check.name:26} {_number(check.value):>8} {_number(check.base):>8}  {check.limit}")
+    return 0
+
+
+def _promote(journal: Journal, asked: argparse.Namespace) -> int:
+    reason = f"An operator promoted it: {asked.reason}"
+    return _moved(AdapterRegistry(journal.engine).promote(asked.id, reason=reason), asked)
+
+
+def _roll_back(journal: Journal, asked: argparse.Namespace) -> int:
+    registry = AdapterRegistry(journal.engine)
+    registry.roll_back(asked.id, reason=f"An operator took it back: {asked.reason}")
+    return _moved(registry.get(asked.id), asked, live=registry.live())
+
+
+def _moved(row: AdapterRow, asked: argparse.Namespace, *, live: AdapterRow | None = None) -> int:
+    if asked.json:
+        print(msgspec.json.encode({"adapter": row, "live": live}).decode())
+        return 0
+    print(f"{row.id} is {row.state}")
+    if row.state == "rolled_back":
+        print(f"live is {live.id if live else 'the base model'}")
+    return 0
+
+
+def _diff(journal: Journal, asked: argparse.Namespace) -> int:
+    # Loads torch and a model, which nothing else here needs.
+    from online_align.compare import compare  # noqa: PLC0415
+    from online_align.gate import Gate, GateSettings  # noqa: PLC0415
+    from online_align.probes import Sizes  # noqa: PLC0415
+
+    registry = AdapterRegistry(journal.engine)
+    rows = [None if name == "base" else registry.get(name) for name in (asked.first, asked.second)]
+    folders = [None if row is None else folder_of(asked.data_dir, row) for row in rows]
+    checkpoint = asked.checkpoint or next((row.checkpoint for row in rows if row is not None), "mini")
+    sizes = Sizes(question=16, pause=12, interruption=8, hum=6, nobody=3) if asked.quick else Sizes()
+    found = compare(Gate(checkpoint, GateSettings(sizes=sizes)), folders[0], folders[1])
+    if asked.json:
+        print(msgspec.json.encode({"first": asked.first, "second": asked.second, "difference": found}).decode())
+        return 0
+    drift = found.drift
+    print(f"KL of {asked.second} from {asked.first}: {drift.kl:.4g} nats a frame (99 %: {drift.kl_p99:.4g})")
+    print(f"entropy over words: {drift.entropy_first:.3g} and {drift.entropy:.3g} nats\n")
+    print(f"{'behaviour':28} {asked.first[:12]:>12} {asked.second[:12]:>12}  of")
+    for name, one in found.first.items():
+        print(f"{name:28} {_number(one.value):>12} {_number(found.second[name].value):>12}  {one.of} ({one.unit})")
+    print(f"\n{'change beside its weight':44} {asked.first[:12]:>12} {asked.second[:12]:>12}")
+    for layer, (one_norm, other_norm) in found.norms.items():
+        print(f"{layer:44} {one_norm:12.5f} {other_norm:12.5f}")
+    return 0
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="duologue-align adapters", description="Adapters: why, and where they are.")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="the server's data folder")
+    parser.add_argument("--journal-url", default=None, help="the database, where it is not in the data folder")
+    kinds = parser.add_subparsers(required=True, metavar="WHAT")
+
+    def kind(name: str, do: Callable[[Journal, argparse.Namespace], int], purpose: str) -> argparse.ArgumentParser:
+        made = kinds.add_parser(name, help=purpose, description=purpose)
+        made.add_argument("--json", action="store_true", help="print one JSON object")
+        made.set_defaults(do=do)
+        return made
+
+    kind("list", _list, "name every adapter and its state")
+    kind("show", _show, "one adapter with its verdicts, check by check").add_argument("id", metavar="ID")
+    moves = (
+        ("promote", _promote, "one step on: staged to canary, or canary to live"),
+        ("rollback", _roll_back, "take a canary or live adapter back"),
+    )
+    for name, do, purpose in moves:
+        move = kind(name, do, purpose)
+        move.add_argument("id", metavar="ID")
+        move.add_argument("--reason", default="no reason given", help="kept with the verdict")
+    comparison = kind("diff", _diff, "norms by layer, KL and behaviour of two adapters, or of one and `base`")
+    comparison.add_argument("first", metavar="ID")
+    comparison.add_argument("second", metavar="ID")
+    comparison.add_argument("--checkpoint", default=None, help="default: the one they were learned on")
+    comparison.add_argument("--quick", action="store_true", help="fewer probes")
+    return parser
