@@ -1,0 +1,132 @@
+"""The image's steps, done in a clean folder by the script that the image runs, and what they give, started as it starts it.
+
+No container engine is needed, and none is used: base image, layers and ports are not tested here. What is: that the
+repository as the image gets it installs at the locked versions, that the programs need nothing else of it, and that a
+user who owns nothing but two folders can serve from a folder he cannot write to.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.utils import canonicalize_name
+
+from client.local_server import free_port, stop
+from tests.deploy.prometheus import DEPLOY, ROOT
+
+NOBODY = "nobody" if os.geteuid() == 0 else None
+READY_S = 120.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A folder that others may look into, with the repository as the image gets it."""
+    folder = Path(tempfile.mkdtemp(prefix="duologue-image-"))
+    folder.chmod(0o755)
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    names = {line.removeprefix("**/") for line in ignored if line and not line.startswith("#")}
+    shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*names - {"build"}, "data"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def installed(place: Path) -> Path:
+    """What deploy/install.sh makes."""
+    prefix = place / "opt" / "duologue"
+    prefix.parent.mkdir()
+    done = subprocess.run(
+        [place / "source" / "deploy" / "install.sh", prefix],
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")},
+        capture_output=True,
+        text=True,
+        timeout=850,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("installed: torch 2.")
+    shutil.rmtree(place / "source")  # nothing may depend on it from now on
+    return prefix
+
+
+def test_it_is_what_was_locked_and_no_test_tool(installed: Path) -> None:
+    said = subprocess.run(
+        [installed / "bin" / "python", "-m", "pip", "list", "--format=freeze"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    here = {canonicalize_name(name): version for name, _, version in (l.partition("==") for l in said.stdout.split())}
+    locked = dict(
+        (canonicalize_name(name), version)
+        for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    )
+    other = {name: (here[name], locked[name]) for name in here.keys() & locked.keys() if here[name] != locked[name]}
+    assert not other
+    assert {"duologue", "moshi", "torch", "aiohttp", "psycopg", "prometheus-client"} <= set(here)
+    assert not {"pytest", "mypy", "ruff", "hypothesis", "matplotlib"} & set(here)
+
+
+def test_a_user_who_owns_two_folders_serves_from_it(installed: Path, place: Path) -> None:
+    state, cache = place / "state", place / "cache"
+    for folder in (state, cache):
+        folder.mkdir(mode=0o700)
+        if NOBODY is not None:
+            shutil.chown(folder, NOBODY)
+    subprocess.run(["chmod", "-R", "a-w", installed], check=True)
+    port = free_port()
+    environment = {
+        "PATH": f"{installed / 'bin'}:{os.environ['PATH']}",
+        "DUOLOGUE_CONFIG": str(DEPLOY / "duologue.toml") if NOBODY is None else _readable(place),
+        "DUOLOGUE_DATA_DIR": str(state),
+        "DUOLOGUE_PORT": str(port),
+        "DUOLOGUE_DEVICE": "cpu",
+        "XDG_CACHE_HOME": str(cache),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    log = place / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["duologue-server"], cwd=state, env=environment, user=NOBODY, stdout=output, stderr=output
+        )
+        try:
+            _until_healthy(process, installed, port, log)
+        finally:
+            stop(process)
+    assert process.returncode == 0, log.read_text()
+    assert any((cache / "duologue").glob("frame-*.so")), "the step was compiled where the image may write"
+    assert not list(installed.rglob("__pycache__/*.pyc.*"))
+
+
+def _readable(place: Path) -> str:
+    """The sample configuration where another user can read it, as it is in the image."""
+    return shutil.copy(DEPLOY / "duologue.toml", place)
+
+
+def _until_healthy(process: subprocess.Popen[bytes], installed: Path, port: int, log: Path) -> None:
+    """Ask as the image's health check does, with its own command."""
+    command = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["server"]["healthcheck"]["test"]
+    assert command[:2] == ["CMD", "python"]
+    check = [installed / "bin" / "python", *(part.replace("8998", str(port)) for part in command[2:])]
+    assert command[-1] in (DEPLOY / "Dockerfile").read_text(), "image and compose ask the same"
+    deadline = time.monotonic() + READY_S
+    refused = 0
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        if subprocess.run(check, capture_output=True, check=False, user=NOBODY, cwd="/").returncode == 0:
+            assert refused, "while the model loads, the check says no"
+            return
+        refused += 1
+    raise AssertionError(f"not healthy after {READY_S} s: {log.read_text()}")
