@@ -1,0 +1,212 @@
+"""`duologue-align pairs`: make preference pairs from a journal, list them, or hear both sides of one."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from online_align.pair_mix import Mix
+from online_align.pair_store import PairStore, PairSummary
+from online_align.records import Pair, PairKind
+from server.errors import DuologueError
+from server.journal import Journal, open_journal
+
+if TYPE_CHECKING:
+    from online_align.judge import Judge
+    from online_align.transcribe import Recogniser
+
+__all__ = ["run"]
+
+_CONTEXT_S: Final = 8.0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do it. Returns 0, or 1 when something cannot be read, judged or said."""
+    asked = _parser().parse_args(arguments)
+    try:
+        journal = open_journal(asked.data_dir, asked.journal_url)
+        try:
+            if asked.inspect:
+                _inspect(journal, asked)
+            elif asked.list:
+                _list(journal, asked)
+            else:
+                _build(journal, asked)
+            return 0
+        finally:
+            journal.engine.dispose()
+    except DuologueError as problem:
+        print(f"duologue-align: {problem}", file=sys.stderr)
+        return 1
+
+
+def _build(journal: Journal, asked: argparse.Namespace) -> None:
+    from online_align.pairs import PairBuilder, PairSettings  # noqa: PLC0415 - torch takes seconds
+    from online_align.replay import load  # noqa: PLC0415
+
+    mix = Mix(per_user=asked.per_user, free=asked.free)
+    settings = PairSettings(
+        kinds=tuple(asked.kinds), min_confidence=asked.min_confidence, branches=asked.branches, mix=mix
+    )
+    builder = PairBuilder(
+        journal,
+        load(asked.checkpoint),
+        data_dir=asked.data_dir,
+        settings=settings,
+        judge=_judge(asked),
+        recogniser=_recogniser(asked.recogniser),
+    )
+    tally = builder.build(limit=asked.sessions, progress=None if asked.json else _progress)
+    if asked.json:
+        print(msgspec.json.encode(tally).decode())
+        return
+    print(f"{tally.sessions} calls, {tally.made.total()} pairs made, {tally.known} known")
+    for name, counts in (("complaints", tally.complaints), ("made", tally.made), ("refused", tally.refused)):
+        for what, count in sorted(counts.items()):
+            print(f"  {name:10} {count:5}  {what}")
+
+
+def _progress(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{line}", end="", file=sys.stderr, flush=True)
+
+
+def _judge(asked: argparse.Namespace) -> "Judge | None":
+    if asked.judge == "none":
+        return None
+    if asked.judge == "rules":
+        from online_align.answers import Answers  # noqa: PLC0415
+        from online_align.judge_rules import RuleJudge  # noqa: PLC0415
+
+        return RuleJudge(Answers.read(*asked.answers))
+    from online_align.judge_endpoint import EndpointJudge, EndpointSettings  # noqa: PLC0415
+
+    settings = EndpointSettings(url=asked.judge, model=asked.judge_model, max_requests=asked.judge_requests)
+    return EndpointJudge(settings, cache=asked.data_dir / "judge")
+
+
+def _recogniser(which: str) -> "Recogniser | None":
+    if which == "none":
+        return None
+    from online_align.transcribe import RecogniserError, Whisper  # noqa: PLC0415
+
+    try:
+        return Whisper(None if which == "auto" else which)
+    except RecogniserError as problem:
+        if which != "auto":
+            raise
+        print(f"duologue-align: callers are not transcribed: {problem}", file=sys.stderr)
+        return None
+
+
+def _list(journal: Journal, asked: argparse.Namespace) -> None:
+    found = PairStore(journal).summaries(kinds=asked.kinds, limit=asked.sessions)
+    if asked.json:
+        print(msgspec.json.encode(found).decode())
+        return
+    for each in found:
+        print(_line(each))
+
+
+def _line(each: PairSummary) -> str:
+    made = time.strftime("%Y-%m-%d %H:%M", time.gmtime(each.made_at))
+    marks = each.evidence.scores
+    judged = f"  {marks['rejected']:.1f} -> {marks['chosen']:.1f}" if {"chosen", "rejected"} <= marks.keys() else ""
+    held = "  held out" if each.heldout else ""
+    sure = f"{each.evidence.rule} {each.evidence.confidence:.2f}"
+    return f"{each.id}  {each.kind}  {made}  call {each.session} frame {each.at_tick}  {sure}{judged}{held}"
+
+
+def _inspect(journal: Journal, asked: argparse.Namespace) -> None:
+    pair = PairStore(journal).get(asked.inspect)
+    about = journal.reader.session(pair.session)
+    frame_s = 1 / about.frame_rate
+    if asked.wav:
+        _write(pair, about, asked)
+    told: dict[str, Any] = {
+        "id": pair.id,
+        "kind": pair.kind.value,
+        "session": pair.session,
+        "parts_at_s": round(pair.at_tick * frame_s, 2),
+        "event_s": round((pair.at_tick + pair.event) * frame_s, 2),
+        "context_s": round(len(pair.context_PK) * frame_s, 2),
+        "policy": pair.policy,
+        "heldout": pair.heldout,
+        "evidence": msgspec.to_builtins(pair.evidence),
+        "chosen": {"words": pair.chosen.words, "seconds": round(len(pair.chosen.tokens_TK) * frame_s, 2)},
+        "rejected": {"words": pair.rejected.words, "seconds": round(len(pair.rejected.tokens_TK) * frame_s, 2)},
+    }
+    if asked.json:
+        print(msgspec.json.encode(told).decode())
+        return
+    for name, value in told.items():
+        print(f"{name:12} {value}")
+    for path in asked.wav or ():
+        print(f"wrote {path}: the caller left, the model right")
+
+
+def _write(pair: Pair, about: Any, asked: argparse.Namespace) -> None:
+    """Write both sides, each after as much of the shared past as helps to understand it."""
+    import numpy as np  # noqa: PLC0415
+    import soundfile  # noqa: PLC0415
+
+    from online_align.replay import load, voices  # noqa: PLC0415
+
+    checkpoint = load(asked.checkpoint)
+    before = pair.context_PK[-round(_CONTEXT_S * about.frame_rate) :]
+    for path, side in zip(asked.wav, (pair.chosen, pair.rejected), strict=True):
+        sound = voices(checkpoint, about, np.concatenate([before, side.tokens_TK]))
+        soundfile.write(path, sound.T, int(checkpoint.mimi.sample_rate))
+
+
+def _kinds(text: str) -> list[PairKind]:
+    try:
+        return [PairKind(letter.strip().upper()) for letter in text.split(",")]
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected letters of A, B, C, D, as in B,D") from problem
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="duologue-align pairs",
+        description="Make preference pairs from the calls in a journal; running it again adds what is new.",
+    )
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="the server's data folder")
+    parser.add_argument("--journal-url", default=None, help="the database, where it is not in the data folder")
+    parser.add_argument("--checkpoint", default="mini", help="the model that was called (default: %(default)s)")
+    parser.add_argument("--kinds", type=_kinds, default=list(PairKind), help="of A,B,C,D (default: all)")
+    parser.add_argument("--sessions", type=int, default=1000, help="the newest so many calls, or pairs of --list")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="list what there is")
+    what.add_argument("--inspect", metavar="ID", help="tell all about one pair")
+    parser.add_argument(
+        "--wav", type=Path, nargs=2, metavar=("CHOSEN", "REJECTED"), help="with --inspect: write both sides as sound"
+    )
+    parser.add_argument("--min-confidence", type=float, default=0.5, help="of a complaint (default: %(default)s)")
+    parser.add_argument("--branches", type=int, default=8, help="samples a judge chooses from (default: %(default)s)")
+    parser.add_argument(
+        "--per-user", type=int, default=Mix().per_user, help="pairs of one caller (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--free", type=int, default=Mix().free, help="pairs of a kind whatever the mix (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--judge", default="rules", help="`rules`, `none`, or the base URL of an OpenAI-compatible endpoint, with /v1"
+    )
+    parser.add_argument(
+        "--answers", type=Path, nargs="+", default=[], help="for `rules`: tables of right answers, TOML or JSON"
+    )
+    parser.add_argument(
+        "--judge-model", default=os.environ.get("DUOLOGUE_JUDGE_MODEL", ""), help="model's name at the endpoint"
+    )
+    parser.add_argument("--judge-requests", type=int, default=2000, help="at most so many (default: %(default)s)")
+    parser.add_argument(
+        "--recogniser", default="auto", help="faster-whisper model, `none`, or `auto`: the dev extra's if installed"
+    )
+    return parser
