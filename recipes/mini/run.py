@@ -34,6 +34,7 @@ PROGRAMS = {
     "pico": "pico2wave",
     "rhvoice": "RHVoice-test",
 }
+_POLL_S = 0.2
 # Freed gigabytes handed back to the kernel and asked for again cost a third of the time of every stage.
 MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -73,9 +74,14 @@ class Recipe:
         self._running.append(process)
         return process
 
-    def run(self, module: str, *arguments: object) -> None:
-        """Run one stage to its end."""
-        self.finish(self.start(module, *arguments), module)
+    def run(self, module: str, *arguments: object, fed_by: subprocess.Popen[bytes] | None = None) -> None:
+        """Run one stage to its end. Where `fed_by` dies, it would wait for ever: that stops the recipe."""
+        process = self.start(module, *arguments)
+        while fed_by is not None and process.poll() is None:
+            if fed_by.poll() is not None:
+                sys.exit(f"what feeds {module} ended with code {fed_by.returncode}; see the logs in the work folder")
+            time.sleep(_POLL_S)
+        self.finish(process, module)
 
     def finish(self, process: subprocess.Popen[bytes], module: str) -> None:
         """Wait; a failed stage stops the recipe with a pointer to its log."""
@@ -136,7 +142,7 @@ class Recipe:
                 "tokens", *frozen, "--out", shards, "--tokenizer", tokenizer, *length, *self._own, *self._faults
             )
             schedule = ("--minutes", phase.minutes, "--schedule-minutes", self.size.phases[-1].minutes)
-            self.run("train_lm", "--shards", shards, "--out", self.lm, *schedule, *self._reports())
+            self.run("train_lm", "--shards", shards, "--out", self.lm, *schedule, *self._reports(), fed_by=writer)
             writer.terminate()
             writer.wait()
         self.finish(decoder, "train_decoder")

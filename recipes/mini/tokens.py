@@ -122,7 +122,8 @@ def write_shards(arguments: argparse.Namespace) -> None:
         target.with_suffix(".tmp.npz").rename(target)
         written_s += len(talks) * frames * 0.08
         index += 1
-        state.write_text(json.dumps({"next": index}))
+        state.with_suffix(".tmp").write_text(json.dumps({"next": index}))
+        state.with_suffix(".tmp").rename(state)
 
 
 def _writer(arguments: argparse.Namespace, tokenizer: sentencepiece.SentencePieceProcessor, index: int) -> Writer:
