@@ -20,6 +20,7 @@ from server.adapter_routes import AdapterRoutes
 from server.adapters import Adapters, Applied
 from server.addresses import Addresses
 from server.auth import Auth
+from server.base_swap import BaseSwap, LoadBase
 from server.calls import CallDesk
 from server.capacity import Capacity, Limits
 from server.config import ServerConfig
@@ -53,10 +54,17 @@ class Server:
     """One listening server.
 
     `load` makes an engine with so many slots, in the engine's own thread, after the port is open; `ceiling` is the
-    most that `slots = "auto"` may ask it for. Raises `ConfigError` or `TokenError` for doors that may not be opened.
+    most that `slots = "auto"` may ask it for. `load_base` makes one of another checkpoint while calls go on. Raises `ConfigError` or `TokenError` for doors that may not be opened.
     """
 
-    def __init__(self, config: ServerConfig, load: Callable[[int], Engine], *, ceiling: int = 64) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        load: Callable[[int], Engine],
+        *,
+        load_base: LoadBase | None = None,
+        ceiling: int = 64,
+    ) -> None:
         self.metrics = Metrics()
         self.secret = ServerSecret(config.data_dir)
         self.auth = Auth(config, self.secret)
@@ -98,6 +106,7 @@ class Server:
             on_health=self._on_health,
             on_answers=self.guard.note,
         )
+        self.base = BaseSwap(load=load_base, scheduler=self.scheduler, adapters=self.adapters)
         self.desk = CallDesk(config=config, metrics=self.metrics, scheduler=self.scheduler)
         self._config = config
         self._versions = {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}
@@ -113,6 +122,7 @@ class Server:
         app.router.add_get("/api/info", self._info)
         app.router.add_get("/api/sessions", self._sessions)
         AdapterRoutes(self.adapters, self.desk).add_routes(app.router)
+        self.base.add_routes(app.router)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._expose)
@@ -200,9 +210,10 @@ class Server:
     async def _healthz(self, _request: web.Request) -> web.Response:
         return web.json_response({"alive": True})
 
-    async def _readyz(self, _request: web.Request) -> web.Response:
+    async def _readyz(self, request: web.Request) -> web.Response:
         state = "draining" if self.desk.draining else str(self.scheduler.health)
-        trouble = {"journal": self.listening.problem} if self.listening.problem else {}
+        told = self.listening.problem and self.auth.may_watch(request)
+        trouble = {"journal": self.listening.problem} if told else {}
         return web.json_response({"state": state} | trouble, status=200 if state == Health.READY else 503)
 
     async def _info(self, _request: web.Request) -> web.Response:

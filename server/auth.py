@@ -18,7 +18,7 @@ from aiohttp import web
 
 from server.config import ServerConfig
 from server.cookies import COOKIE, CookieJar
-from server.errors import ConfigError, ForbiddenError, TokenError, UnauthorisedError
+from server.errors import ConfigError, DoorError, ForbiddenError, TokenError, UnauthorisedError
 from server.secret import ServerSecret
 from server.tokens import Holder, Role, TokenBook, read_lone_token, read_token, read_token_file, read_tokens
 
@@ -84,6 +84,14 @@ class Auth:
             return self.identify(request).role is Role.ADMIN
         except UnauthorisedError:
             return False
+
+    def may_watch(self, request: web.Request) -> bool:
+        """Whether figures, and what is wrong inside, are for who asks. Never raises."""
+        try:
+            self.demand_watch(request)
+        except DoorError:
+            return False
+        return True
 
     def demand_admin(self, request: web.Request) -> Identity:
         """Give the admin who asks. Raises `UnauthorisedError` without credentials, `ForbiddenError` with others."""

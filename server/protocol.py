@@ -189,5 +189,5 @@ def read_metadata(body: bytes) -> Metadata | None:
     """Decode the body of a `04`. None when it is not JSON or not one of ours: such messages are ignored."""
     try:
         return _decoder.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
