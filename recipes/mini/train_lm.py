@@ -220,7 +220,7 @@ def main() -> None:
         "--schedule-minutes", type=float, help="length of the learning-rate schedule, if longer than this run"
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--uses", type=int, default=4, help="passes over each shard: with 2, writing them costs as much as training")
+    parser.add_argument("--uses", type=int, default=4, help="passes over a shard; with 2, writing costs as much")
     train(parser.parse_args())
 
 
