@@ -12,4 +12,4 @@ mkdir -p "$folder"
 cd "$folder"
 apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }
 dpkg-deb -x prometheus_*.deb .
-rm prometheus_*.deb
+rm -rf prometheus_*.deb etc lib var usr/share # only the two programs are wanted

@@ -1,4 +1,4 @@
-"""The image's steps, done in a clean folder by the script that the image runs, and what they give, started as it starts it.
+"""The image's steps, done in a clean folder by the script that the image runs, and the server that comes of them.
 
 No container engine is needed, and none is used: base image, layers and ports are not tested here. What is: that the
 repository as the image gets it installs at the locked versions, that the programs need nothing else of it, and that a
@@ -27,14 +27,24 @@ READY_S = 120.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+def image_files() -> list[str]:
+    """Files of the repository that Dockerfile.dockerignore leaves in."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    folders = tuple(f"{line}/" for line in ignored if line and not line.startswith(("#", "*")))
+    return [name for name in listed if name and not name.startswith(folders) and (ROOT / name).exists()]
+
+
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """A folder that others may look into, with the repository as the image gets it."""
     folder = Path(tempfile.mkdtemp(prefix="duologue-image-"))
     folder.chmod(0o755)
-    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
-    names = {line.removeprefix("**/") for line in ignored if line and not line.startswith("#")}
-    shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*names - {"build"}, "data"))
+    for name in image_files():
+        copy = folder / "source" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, copy)
     try:
         yield folder
     finally:
@@ -60,18 +70,16 @@ def installed(place: Path) -> Path:
     return prefix
 
 
+def pins(lines: str) -> dict[str, str]:
+    """Versions by name, of lines that say `name==version`."""
+    found = re.findall(r"^([\w.-]+)==([\w.]+)", lines, re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in found}
+
+
 def test_it_is_what_was_locked_and_no_test_tool(installed: Path) -> None:
-    said = subprocess.run(
-        [installed / "bin" / "python", "-m", "pip", "list", "--format=freeze"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    here = {canonicalize_name(name): version for name, _, version in (l.partition("==") for l in said.stdout.split())}
-    locked = dict(
-        (canonicalize_name(name), version)
-        for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    )
+    command = [str(installed / "bin" / "python"), "-m", "pip", "list", "--format=freeze"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    here, locked = pins(said.stdout), pins((ROOT / "requirements.lock").read_text())
     other = {name: (here[name], locked[name]) for name in here.keys() & locked.keys() if here[name] != locked[name]}
     assert not other
     assert {"duologue", "moshi", "torch", "aiohttp", "psycopg", "prometheus-client"} <= set(here)
@@ -112,7 +120,7 @@ def test_a_user_who_owns_two_folders_serves_from_it(installed: Path, place: Path
 
 def _readable(place: Path) -> str:
     """The sample configuration where another user can read it, as it is in the image."""
-    return shutil.copy(DEPLOY / "duologue.toml", place)
+    return str(shutil.copy(DEPLOY / "duologue.toml", place / "duologue.toml"))
 
 
 def _until_healthy(process: subprocess.Popen[bytes], installed: Path, port: int, log: Path) -> None:
