@@ -109,6 +109,26 @@ def _replay(journal: Journal, asked: argparse.Namespace) -> int:
     return 0
 
 
+def _transcribe(journal: Journal, asked: argparse.Namespace) -> int:
+    from online_align.repeats import add_repeats  # noqa: PLC0415
+    from online_align.replay import load  # noqa: PLC0415
+    from online_align.transcribe import Whisper  # noqa: PLC0415
+
+    if asked.session is not None:
+        calls = [journal.reader.session(asked.session)]
+    else:
+        newest = journal.reader.sessions(trainable=True, limit=asked.newest)
+        calls = [about for about in newest if about.ended_at is not None]
+    recogniser, checkpoints = Whisper(asked.recogniser), {}
+    for about in calls:
+        name = asked.checkpoint or about.checkpoint
+        if name not in checkpoints:
+            checkpoints[name] = load(name)
+        found = add_repeats(journal, checkpoints[name], about, recogniser)
+        print(f"{about.id}: {len(found)} repeats" + "".join(f", at {each.t0:.1f} s" for each in found))
+    return 0
+
+
 def _folder(journal: Journal, data_dir: Path, adapter: str) -> Path | None:
     """Where an adapter lies that a call was spoken with; None for the base model."""
     return folder_of(data_dir, AdapterRegistry(journal.engine).get(adapter)) if adapter else None
@@ -156,6 +176,11 @@ def _parser() -> argparse.ArgumentParser:
     exporting = kind("export", _export, "write everything that is known of a call, as JSON")
     exporting.add_argument("--session", metavar="ID", required=True)
     exporting.add_argument("--out", type=Path, required=True)
+    hearing = kind("transcribe", _transcribe, "find what callers said twice, with a recogniser; the words are not kept")
+    hearing.add_argument("--session", metavar="ID", help="one call (default: the newest that may be trained on)")
+    hearing.add_argument("--newest", type=int, default=1000, help="how many of them (default: %(default)s)")
+    hearing.add_argument("--checkpoint", default=None, help="default: the one that was called")
+    hearing.add_argument("--recogniser", default=None, help="folder or name of a faster-whisper model")
     again = kind("replay", _replay, "run a call again and compare; render it")
     again.add_argument("--session", metavar="ID", required=True)
     again.add_argument("--checkpoint", default=None, help="default: the one that was called")

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Engine
 
+from server.journal.afterwards import replace_signals
 from server.journal.database import connect, exclusive
 from server.journal.errors import JournalError, JournalLockedError, KeyGoneError, UnknownSessionError
 from server.journal.keys import KeyRing
@@ -34,6 +35,7 @@ __all__ = [
     "exclusive",
     "export",
     "open_journal",
+    "replace_signals",
 ]
 
 

@@ -4,6 +4,7 @@ Legend: N rows of a tick, T frames, K tokens of a column (text, model audio, use
 """
 
 import time
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from server.signals import Signal
 
-__all__ = ["AdapterChange", "Columns", "SessionRecord", "TickRecord", "pack", "unpack"]
+__all__ = ["AdapterChange", "Columns", "SessionRecord", "TickRecord", "pack", "signal_row", "unpack"]
 
 _TOKEN = np.dtype("<i2")
 _LOGPROB = np.dtype("<f4")
@@ -83,3 +84,21 @@ def unpack(plain: bytes, *, count: int, codebooks: int) -> tuple[NDArray[np.int1
         raise ValueError(f"{len(plain)} bytes for {count} frames of {codebooks} tokens")
     tokens = np.frombuffer(plain[:size], _TOKEN).reshape(count, codebooks)
     return tokens.astype(np.int16), np.frombuffer(plain[size:], _LOGPROB).astype(np.float32)
+
+
+def signal_row(session: str, signal: Signal) -> dict[str, Any]:
+    """A signal as a row of `signals`."""
+    return {
+        "session_id": session,
+        "number": signal.id,
+        "revision": signal.revision,
+        "kind": str(signal.kind),
+        "t0": signal.t0,
+        "t1": signal.t1,
+        "confidence": signal.confidence,
+        "state": str(signal.state),
+        "latency_s": signal.latency_s,
+        "of": signal.of,
+        "value": signal.value or "",
+        "detector": signal.detector,
+    }

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from sqlalchemy import Engine, select, update
@@ -21,7 +21,7 @@ from server.journal import schema
 from server.journal.batch import Batch
 from server.journal.errors import JournalError
 from server.journal.keys import KeyRing, SessionKey
-from server.journal.records import NumberedSignal, SessionRecord, TickRecord, pack
+from server.journal.records import NumberedSignal, SessionRecord, TickRecord, pack, signal_row
 from server.signals import Signal
 
 __all__ = ["Figures", "JournalWriter"]
@@ -213,7 +213,7 @@ class JournalWriter:
             case TickRecord():
                 self._take_tick(item, batch)
             case NumberedSignal(session=session) if session in self._recordings:
-                batch.signals.append(_signal_row(session, item.signal))
+                batch.signals.append(signal_row(session, item.signal))
             case SessionRecord():
                 self._begin(item, batch)
             case _Consent(session=session) if session in self._recordings:
@@ -309,20 +309,3 @@ class JournalWriter:
                     .where(schema.sessions.c.id == session)
                     .values(ended_at=schema.sessions.c.started_at, end_reason="crashed")
                 )
-
-
-def _signal_row(session: str, signal: Signal) -> dict[str, Any]:
-    return {
-        "session_id": session,
-        "number": signal.id,
-        "revision": signal.revision,
-        "kind": str(signal.kind),
-        "t0": signal.t0,
-        "t1": signal.t1,
-        "confidence": signal.confidence,
-        "state": str(signal.state),
-        "latency_s": signal.latency_s,
-        "of": signal.of,
-        "value": signal.value or "",
-        "detector": signal.detector,
-    }

@@ -9,49 +9,16 @@ import soundfile
 
 from online_align.__main__ import main
 from online_align.replay import ReplayError, load, replay
-from server.engine import Engine, SamplingParams
-from server.journal import Journal, JournalWriter, SessionRecord, TickRecord, open_journal
+from server.journal import Journal, open_journal
+from tests.align.kept_calls import record_call
 from tests.signals.sounds import clip
-
-SAMPLING = SamplingParams(text_temperature=0.8, audio_temperature=0.7)
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A journal with one call of the embedded model, sampled, as the server writes it."""
     folder = tmp_path_factory.mktemp("data")
-    engine = Engine.load("mini", slots=2, device="cpu")
-    question = np.concatenate([np.zeros(16_000, np.float32), clip("demo_2.opus"), np.zeros(64_000, np.float32)])
-    journal = open_journal(folder)
-    writer = JournalWriter(journal.engine, journal.keys)
-    writer.start()
-    seed = engine.open(1, SAMPLING, seed=77)
-    codebooks = 1 + engine.model_codebooks + engine.user_codebooks
-    writer.begin(
-        SessionRecord(
-            id="call", started_at=1.0, checkpoint="mini", version="test", detector="test", seed=seed,
-            sampling=msgspec.json.encode(SAMPLING).decode(), codebooks=codebooks,
-            model_codebooks=engine.model_codebooks, frame_rate=12.5,
-        )
-    )  # fmt: skip
-    tick = 0
-    pcm, active = np.zeros((2, engine.frame_size), np.float32), np.array([False, True])
-    for start in range(0, len(question) - engine.frame_size, engine.frame_size):
-        pcm[1] = question[start : start + engine.frame_size]
-        out = engine.step(pcm, active)
-        if out.text[1] >= 0:
-            writer.frames(
-                TickRecord(
-                    sessions=("call",),
-                    ticks=(tick,),
-                    tokens_NK=out.tokens.numpy()[1:],
-                    logprob_N=out.logprob.numpy()[1:],
-                )
-            )
-            tick += 1
-    writer.end("call", "hang_up")
-    writer.stop()
-    journal.engine.dispose()
+    record_call(folder, "call", [1.0, clip("demo_2.opus"), 4.0])
     return folder
 
 
