@@ -30,10 +30,7 @@ _SAY_LITTLE: Final = frozenset(
     "these this those to uh um wait want was we well were what when where which who why will with would yes you your "
     "s t d ll re ve m".split()
 )
-_NUMBERS: Final = {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
-}
+_NUMBERS: Final = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _LONG: Final = 3
 
 
@@ -78,7 +75,7 @@ def alike(one: str, other: str, rule: Repeated = _DEFAULT) -> float:
             continue
         for mine, its in zip(first[a0:a1], second[b0:b1], strict=False):
             letters = difflib.SequenceMatcher(None, mine, its, autojunk=False).ratio()
-            if letters < rule.misheard:
+            if letters < rule.misheard or (mine in _NUMBERS and its in _NUMBERS):
                 return 0.0
             shared += letters
         lacking += abs((a1 - a0) - (b1 - b0))
@@ -131,6 +128,10 @@ def _words(turn: Turn) -> int:
 
 
 def _telling(text: str) -> list[str]:
-    """The words that say something; numbers as digits, as recognisers write them or not."""
-    plain = re.findall(r"[^\W_]+", text.lower())
-    return [_NUMBERS.get(word, word) for word in plain if word not in _SAY_LITTLE]
+    """The words that say something; small numbers as words, as recognisers write them or not."""
+    plain = [_spelt(word) for word in re.findall(r"[^\W_]+", text.lower())]
+    return [word for word in plain if word not in _SAY_LITTLE]
+
+
+def _spelt(word: str) -> str:
+    return _NUMBERS[int(word)] if word.isascii() and word.isdigit() and int(word) < len(_NUMBERS) else word

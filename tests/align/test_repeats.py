@@ -33,6 +33,7 @@ def test_the_same_again_is_a_repeat_of_the_most_alike() -> None:
     [
         ("What is the capital of Norway?", "What is the capital of Peru?"),
         ("What is two plus four?", "What is two plus five?"),
+        ("What is two plus seven?", "What is two plus 11?"),
         ("Two plus four.", "Two minus four."),
         ("What is two plus four?", "What colour is the sky at night?"),
         ("Tell me about the moon.", "Tell me."),
