@@ -128,7 +128,7 @@ def _opened(asked: argparse.Namespace) -> Any:
     try:
         with only_learner(journal.engine, asked.data_dir) if workers.first else contextlib.nullcontext():
             if asked.metrics_port is not None and workers.first:
-                log.info("metrics on port %d", metrics.serve(asked.metrics_port))
+                log.info("metrics on port %d", metrics.serve(asked.metrics_port, host=asked.metrics_host))
             textfile = asked.metrics_textfile or asked.data_dir / "learner" / "metrics.prom"
             progress = Progress(metrics, textfile=textfile if workers.first else None)
             rounds = Rounds(
@@ -230,7 +230,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=1, help="processor threads (default: %(default)s)")
     made.add_argument("--most-pairs", type=int, default=512, help="in one round (default: %(default)s)")
     made.add_argument("--save-every", type=int, default=1, metavar="STEPS", help="how often a pass is saved")
-    made.add_argument("--metrics-port", type=int, default=None, help="serve metrics on localhost; 0 chooses a port")
+    made.add_argument("--metrics-port", type=int, default=None, help="serve metrics there; 0 chooses a port")
+    made.add_argument("--metrics-host", default="127.0.0.1", help="address for that (default: %(default)s)")
     made.add_argument("--metrics-textfile", type=Path, default=None, help="default: learner/metrics.prom")
     made.add_argument("--no-collect", action="store_true", help="make no pairs: train on those that are there")
     made.add_argument("--no-release", action="store_true", help="stop when the adapter is staged: no gate, no canary")

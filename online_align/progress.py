@@ -44,15 +44,15 @@ class LearnerMetrics:
         self.waiting = Gauge("duologue_learner_waiting_pairs", "Pairs that no round has had yet.", **own)
         self.step = Histogram("duologue_learner_step_seconds", "Time of a step.", buckets=_STEP_BUCKETS, **own)
 
-    def serve(self, port: int) -> int:
-        """Serve the page on localhost; 0 lets the system choose. Returns the port. Raises `MetricsPortError`."""
+    def serve(self, port: int, *, host: str = "127.0.0.1") -> int:
+        """Serve the page; port 0 lets the system choose. Returns the port. Raises `MetricsPortError`."""
         try:
-            server, _thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+            server, _thread = start_http_server(port, addr=host, registry=self.registry)
         except OSError as problem:
             raise MetricsPortError(
-                got=f"--metrics-port {port}, which cannot be had ({problem})",
-                expected="a free port",
-                remedy="choose another one, or 0",
+                got=f"port {port} of {host}, which cannot be had ({problem})",
+                expected="a free port of an address of this machine",
+                remedy="choose another --metrics-port, or 0, and look at --metrics-host",
             ) from problem
         return int(server.server_port)
 
