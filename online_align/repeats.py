@@ -28,7 +28,7 @@ _SAY_LITTLE: Final = frozenset(
     "a an and are as at be but by can could did do does excuse for from had has have hello hey hi how i in is it its "
     "just know let like me my no not now of oh ok okay on or please right said say so sorry tell that the then there "
     "these this those to uh um wait want was we well were what when where which who why will with would yes you your "
-    "s t d ll re ve m".split()
+    "name about again give meant s t d ll re ve m".split()
 )
 _NUMBERS: Final = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _LONG: Final = 3
