@@ -61,7 +61,10 @@ async def _serve(config: ServerConfig, lines: LogThread) -> bool:
         _leave_a_core()
         return Engine.load(config.checkpoint, slots=slots, device=config.device)
 
-    server = Server(config, load, ceiling=_ceiling(config))
+    def load_base(checkpoint: str, slots: int) -> Engine:
+        return Engine.load(checkpoint, slots=slots, device=config.device)
+
+    server = Server(config, load, load_base=load_base, ceiling=_ceiling(config))
     lines.on_dropped = server.metrics.log_dropped.inc
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -89,6 +89,8 @@ class Adapters:
         """Adapters that calls at older engines may speak with."""
         self._previous = ""
         """The live one before this, kept ready for a rollback."""
+        self._owed = False
+        """Older engines have not been told yet who may not speak any more."""
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._stopping = False
@@ -113,7 +115,7 @@ class Adapters:
             before, self._shelf = self._shelf, prepared.shelf
             if before is not None:
                 self._elders |= frozenset(before.ready)
-            self.plan = prepared.plan
+            self.plan, self._owed = prepared.plan, before is not None
             self._show(prepared.shelf)
         if before is not None:
             before.stop()
@@ -224,11 +226,11 @@ class Adapters:
     def _follow(self, shelf: Shelf) -> None:
         plan = self._make_plan(shelf, self.plan)
         idle = self._idle(shelf, plan)
-        if plan == self.plan and not idle:
+        if plan == self.plan and not idle and not self._owed:
             return
         before, after = self.plan, self._apply(shelf.engine, plan, idle).result(_OBEY_S)
         shelf.forget(after.dropped)
-        self.plan = plan
+        self.plan, self._owed = plan, False
         if plan != before:
             self._note(shelf, before, after)
         if plan.crowded and after.dropped:

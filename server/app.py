@@ -54,7 +54,8 @@ class Server:
     """One listening server.
 
     `load` makes an engine with so many slots, in the engine's own thread, after the port is open; `ceiling` is the
-    most that `slots = "auto"` may ask it for. `load_base` makes one of another checkpoint while calls go on. Raises `ConfigError` or `TokenError` for doors that may not be opened.
+    most that `slots = "auto"` may ask it for. `load_base` makes one of another checkpoint while calls go on. Raises
+    `ConfigError` or `TokenError` for doors that may not be opened.
     """
 
     def __init__(

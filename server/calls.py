@@ -279,6 +279,8 @@ class CallDesk:
         session = call.session
         if session.slot is None:
             slot = await self._wait_for_slot(socket, call.ticket)
+            if (model := self._scheduler.model) is not None and model is not session.model:
+                session.adopt(model)  # another base model has come while the caller waited
             await self._scheduler.open(session, slot)
             session.start(slot)
             log.info("call %s has slot %d", session.id, slot)

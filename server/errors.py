@@ -10,6 +10,7 @@ __all__ = [
     "AdapterError",
     "AdapterRoomError",
     "AudioFormatError",
+    "BaseSwapError",
     "CheckpointError",
     "ConfigError",
     "DoorError",
@@ -102,6 +103,18 @@ class AdapterError(EngineError):
 
 class AdapterRoomError(AdapterError):
     """An adapter for which there is no room now: as many are kept already as fit."""
+
+
+class BaseSwapError(DuologueError):
+    """A base model that cannot be put in now, or never beside the one that serves."""
+
+    def __init__(self, checkpoint: str, *, got: str, expected: str) -> None:
+        super().__init__(
+            got=f"{checkpoint} as the next base model and {got}",
+            expected=expected,
+            remedy="nothing has changed; `GET /api/base` says what serves",
+        )
+        self.checkpoint = checkpoint
 
 
 class ConfigError(DuologueError):

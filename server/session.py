@@ -86,6 +86,8 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     slot: int
+    model: str
+    """Name of the base model."""
     adapter: str
     """Id of the adapter that speaks now; empty for the base model."""
     age_s: float
@@ -240,6 +242,7 @@ class Session:
         return SessionView(
             id=self.id,
             slot=-1 if self.slot is None else self.slot,
+            model=self._model.name,
             adapter=self.adapter,
             age_s=round(self.endings.age_s, 1),
             parked=self.encoder is None,

@@ -11,9 +11,11 @@ Legend: B rows, S samples of a frame, K all codebooks, U user codebooks, Q model
 vocabulary.
 """
 
+import contextlib
+import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from moshi.utils.compile import no_compile
@@ -29,6 +31,9 @@ from server.engine.sampling import RowSampling
 __all__ = ["DepthStep", "StreamingCodec", "TemporalStep", "UpstreamStep"]
 
 
+_for_good: Final = contextlib.ExitStack()
+
+
 class UpstreamStep:
     """All rows' state in upstream's modules, which it puts in streaming mode: a model belongs to one of these."""
 
@@ -36,6 +41,7 @@ class UpstreamStep:
     """Upstream's own adapters are for all rows at once."""
 
     def __init__(self, checkpoint: Checkpoint, rows: int, device: torch.device) -> None:
+        _never_compile()
         self._device = device
         self._rows = rows
         with torch.inference_mode():
@@ -122,6 +128,15 @@ class UpstreamStep:
             decode=time.perf_counter() - voiced,
         )
         return tokens, logprob, spoken, stages
+
+
+@functools.cache
+def _never_compile() -> None:
+    """Enter `no_compile` for good: upstream's flag is one for the process, and whoever leaves first takes it from all.
+
+    Two engines that step in two threads, as when one is warmed up beside another, would now and then compile.
+    """
+    _for_good.enter_context(no_compile())
 
 
 class StreamingCodec:

@@ -32,16 +32,17 @@ class Shop:
         """Put an adapter's files there and enter it as staged; the gate has passed it. Returns its folder."""
         folder = self.data_dir / "adapters" / name
         shutil.copytree(made(self._base, self._files, seed), folder)
+        self.enter(name, folder, checkpoint=checkpoint or self._base.name, judged=judged)
+        return folder
+
+    def enter(self, name: str, folder: Path, *, checkpoint: str, judged: bool = True) -> None:
+        """Enter an adapter whose files are there."""
         row = AdapterRow(
-            id=name,
-            checkpoint=checkpoint or self._base.name,
-            path=f"adapters/{name}",
-            sha256=file_sha256(folder / ADAPTER_WEIGHTS),
+            id=name, checkpoint=checkpoint, path=f"adapters/{name}", sha256=file_sha256(folder / ADAPTER_WEIGHTS)
         )
         self.registry.add(row)
         if judged:
             self.pass_gate(name)
-        return folder
 
     def pass_gate(self, name: str) -> None:
         """Let the gate say yes."""
