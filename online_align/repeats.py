@@ -79,7 +79,7 @@ def alike(one: str, other: str, rule: Repeated = _DEFAULT) -> float:
                 return 0.0
             shared += letters
         lacking += abs((a1 - a0) - (b1 - b0))
-    if lacking > (min(len(first), len(second)) >= _LONG):
+    if lacking > (max(len(first), len(second)) >= _LONG):
         return 0.0
     return 2 * shared / max(1, len(first) + len(second))
 
