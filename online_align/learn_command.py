@@ -133,7 +133,7 @@ def _opened(asked: argparse.Namespace) -> Any:
             progress = Progress(metrics, textfile=textfile if workers.first else None)
             rounds = Rounds(
                 asked.data_dir, journal, settings, checkpoint=asked.checkpoint, device=asked.device,
-                hand_over=_hand_over(asked, journal), told=progress, workers=workers, most_pairs=asked.most_pairs,
+                hand_over=_hand_over(asked, journal, progress), told=progress, workers=workers, most_pairs=asked.most_pairs,
                 save_every=asked.save_every,
             )  # fmt: skip
             yield _Learner(rounds, progress, workers, _collector(asked, journal), _review(asked, journal))
@@ -163,7 +163,7 @@ def _collector(asked: argparse.Namespace, journal: Any) -> Callable[[], int]:
     return collect
 
 
-def _hand_over(asked: argparse.Namespace, journal: Any) -> Callable[[Any], str]:
+def _hand_over(asked: argparse.Namespace, journal: Any, progress: Any) -> Callable[[Any], str]:
     """What judges and releases a staged adapter; it says what became of it."""
     if asked.no_release:
         return lambda row: f"{row.id} is staged"
@@ -171,6 +171,7 @@ def _hand_over(asked: argparse.Namespace, journal: Any) -> Callable[[Any], str]:
 
     def hand_over(row: Any) -> str:
         verdict = submit(journal, row.id, _release(asked), judge=GateJudge(asked.checkpoint))
+        progress.judged(passed=verdict.passed)
         log.info("%s %s the gate: %s", row.id, "passed" if verdict.passed else "did not pass", verdict.reason)
         return verdict.reason
 
@@ -224,7 +225,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     purpose = {"run": "Learn for as long as it runs.", "once": "Make one round of what waits."}[name]
     made = argparse.ArgumentParser(prog=f"duologue-align {name}", description=purpose)
     made.add_argument("--data-dir", type=Path, default=Path("data"), help="the server's data folder")
-    made.add_argument("--journal-url", default=None, help="the database, where it is not in the data folder")
+    url = os.environ.get("DUOLOGUE_JOURNAL_URL")
+    made.add_argument("--journal-url", default=url, help="the database, where it is not in the data folder")
     made.add_argument("--checkpoint", default="mini", help="the base model: mini, a folder, or hf:owner/name")
     made.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     made.add_argument("--threads", type=int, default=1, help="processor threads (default: %(default)s)")

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _STEP_BUCKETS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _LOGGED_STEPS: Final = 10
+_VERDICTS: Final = ("passed", "failed")
 
 
 class MetricsPortError(DuologueError):
@@ -41,6 +42,11 @@ class LearnerMetrics:
         self.divergence = Gauge("duologue_learner_kl_probe", "KL from the parent on held-out pairs, nats.", **own)
         self.pairs = Counter("duologue_learner_pairs", "Pairs trained.", **own)
         self.rounds = Counter("duologue_learner_rounds", "Rounds that gave an adapter.", **own)
+        self.verdicts = Counter(
+            "duologue_learner_gate_verdicts", "Adapters that the gate judged, by its verdict.", ["verdict"], **own
+        )
+        for verdict in _VERDICTS:
+            self.verdicts.labels(verdict)
         self.waiting = Gauge("duologue_learner_waiting_pairs", "Pairs that no round has had yet.", **own)
         self.step = Histogram("duologue_learner_step_seconds", "Time of a step.", buckets=_STEP_BUCKETS, **own)
 
@@ -109,6 +115,11 @@ class Progress:
         log.info("%s from %s: %s", made.adapter, made.parent or "the base model", _said(trained) if trained else "")
         if heldout is not None:
             log.info("held out: %s; divergence %s nats a frame", _said(heldout), _rounded(divergence))
+
+    def judged(self, *, passed: bool) -> None:
+        """The gate has judged an adapter."""
+        self._metrics.verdicts.labels(_VERDICTS[0] if passed else _VERDICTS[1]).inc()
+        self._write()
 
     def waits(self, pairs: int) -> None:
         """So many pairs wait."""
