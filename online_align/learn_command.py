@@ -63,9 +63,11 @@ def _started(name: str, arguments: Sequence[str], work: Callable[[Any, argparse.
 
 def _one(learner: "_Learner", asked: argparse.Namespace) -> int:
     made = learner.round()
+    if not learner.workers.first:
+        return 0
     if asked.json:
         print(msgspec.json.encode(made).decode())
-    elif learner.workers.first:
+    else:
         print("no pair waits" if made is None else f"{made.adapter}: {made.outcome or made.stage}")
     return 0
 
