@@ -1,19 +1,23 @@
 """The one secret of a server: it signs cookies and makes a keyed hash of who calls.
 
 It lives in memory until something durable is written that a hash of it goes into; then it is kept beside that, so that
-the same caller has the same hash after a restart. It knows nothing of callers.
+the same caller has the same hash after a restart. `python -m server.secret NAME` says what stands for somebody in the
+journal. It knows nothing of callers.
 """
 
+import argparse
 import hmac
 import logging
 import os
 import secrets
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from server.errors import ConfigError
 
-__all__ = ["ServerSecret"]
+__all__ = ["ServerSecret", "main"]
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +30,10 @@ class ServerSecret:
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / _FILE
-        self._secret = _read(self._path) or secrets.token_bytes(_BYTES)
+        kept = _read(self._path)
+        self.is_kept = kept is not None
+        """Whether it was there: without, nothing was ever kept that holds a hash of anybody."""
+        self._secret = kept or secrets.token_bytes(_BYTES)
 
     def keep(self) -> None:
         """Write the secret down, durably, unless it is. Blocks. Raises `OSError`."""
@@ -81,3 +88,25 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what stands for somebody in the journal: for `duologue-align journal delete --user`."""
+    parser = argparse.ArgumentParser(prog="python -m server.secret", description=main.__doc__)
+    parser.add_argument("name", help="the name in the token file")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="the server's data folder")
+    asked = parser.parse_args(arguments)
+    try:
+        secret = ServerSecret(asked.data_dir)
+    except ConfigError as problem:
+        print(f"python -m server.secret: {problem}", file=sys.stderr)
+        return 2
+    if not secret.is_kept:
+        print(f"python -m server.secret: nothing of anybody was ever kept in {asked.data_dir}", file=sys.stderr)
+        return 1
+    print(secret.user_hash(asked.name))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,6 +10,7 @@ Tokens are long and random, not chosen by people: one plain SHA-256 of them give
 import argparse
 import hashlib
 import hmac
+import os
 import re
 import secrets
 import sys
@@ -157,18 +158,33 @@ def _digest(token: str, source: str) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a token: the line for the server's file on standard output, the token itself on standard error."""
+    """Make a token: the line for the server's file on standard output, the token itself for its holder."""
     parser = argparse.ArgumentParser(prog="python -m server.tokens", description=main.__doc__)
     parser.add_argument("name", help="whose it is; deletion and limits go by this name")
     parser.add_argument("--role", type=Role, choices=list(Role), default=Role.CALLER)
+    parser.add_argument("--out", type=Path, metavar="PATH", help="a new file for the token; default: standard error")
     asked = parser.parse_args(arguments)
     if not _NAME.fullmatch(asked.name):
         parser.error("a name has at most 64 letters, digits and . _ @ + -")
     token = secrets.token_urlsafe(_NEW_TOKEN_BYTES)
     role = "" if asked.role is Role.CALLER else f":{asked.role}"
+    if asked.out is None:
+        print(f"token for {asked.name}, shown this once: {token}", file=sys.stderr)
+    elif problem := _write_new(asked.out, token):
+        print(f"python -m server.tokens: cannot write {asked.out}: {problem}", file=sys.stderr)
+        return 2
     print(f"{asked.name}:sha256={digest(token).hex()}{role}")
-    print(f"token for {asked.name}, shown this once: {token}", file=sys.stderr)
     return 0
+
+
+def _write_new(path: Path, token: str) -> str:
+    """Write a file that its owner alone can read. Returns what is wrong, if anything is."""
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(token + "\n")
+    except OSError as problem:
+        return problem.strerror or str(problem)
+    return ""
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import TokenError
-from server.tokens import Role, TokenBook, read_token_file, read_tokens
+from server.tokens import Role, TokenBook, main, read_token_file, read_tokens
 
 ANNA = "anna-has-a-long-token"
 BERT = "bert-has-another-one"
@@ -109,3 +109,15 @@ def test_the_command_makes_a_line_that_its_token_opens(tmp_path: Path) -> None:
     assert (holder.name, holder.role) == ("anna", Role.ADMIN)
     assert TokenBook((holder,)).find(token) == holder
     assert token not in done.stdout, "the file never holds it"
+
+
+def test_the_command_gives_the_token_in_a_file_of_its_owner_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "token"
+    assert main(["anna", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert book(said.out.strip()).find(out.read_text().strip()) is not None
+    assert (said.err, out.stat().st_mode & 0o777) == ("", 0o600)
+    assert main(["anna", "--out", str(out)]) == 2, "a token that is there is not lost"
+    assert "File exists" in capsys.readouterr().err
