@@ -38,8 +38,9 @@ class RuleJudge:
         return known.sentence if known else None
 
     def _known(self, exchange: Exchange) -> Known | None:
+        """What is right to say; where the question is not known, what is right of what the reply is about."""
         asked = self._answers.known(exchange.asked) if exchange.asked else None
-        return asked or (None if exchange.asked else self._answers.about(exchange.reply))
+        return asked or self._answers.about(exchange.reply)
 
     def _marks(self, exchange: Exchange) -> Marks:
         said = plain_words(exchange.reply)
@@ -49,7 +50,8 @@ class RuleJudge:
             return Marks(axes=axes | dict.fromkeys(low, _WORST), reason="nothing was said")
         known = self._known(exchange)
         fact, reason = _fact(said, known) if known else (_MIDDLING, "no answer is known")
-        axes |= {"factual_accuracy": fact, "helpfulness": fact, "instruction_adherence": max(fact, _POOR)}
+        useful = fact if self._answers.known(exchange.asked) else min(fact, _MIDDLING)  # true, but was it asked?
+        axes |= {"factual_accuracy": fact, "helpfulness": useful, "instruction_adherence": max(useful, _POOR)}
         if _repetition(said) > _REPEATED:
             axes |= {"tone": _POOR, "helpfulness": min(axes["helpfulness"], _POOR)}
             reason += "; it repeats itself"

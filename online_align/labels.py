@@ -4,8 +4,6 @@ Signals are facts; this is opinion, so it has a version that every pair names. `
 why, with the literature. Whoever changes a rule or a number changes `RULES`. It knows no model and no tokens.
 """
 
-import difflib
-import re
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Final
@@ -16,7 +14,7 @@ from online_align.conversation import Conversation, Turn
 from online_align.records import PairKind
 from server.signals import Signal, SignalKind, State
 
-__all__ = ["DEFAULT_LIMITS", "RULES", "Label", "Limits", "Opinion", "label", "similarity"]
+__all__ = ["DEFAULT_LIMITS", "RULES", "Label", "Limits", "Opinion", "label"]
 
 RULES: Final = "labels-1"
 
@@ -41,10 +39,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """A vote is about what was said at most so long ago."""
     prompt_s: float = 1.5
     """An answer that comes later is no praise for its timing."""
-    similar: float = 0.6
-    """From this share of common words on, a turn repeats the one before."""
-    fewest_words: int = 2
-    """A turn of fewer words cannot be told from a repeat."""
 
     cut_off: float = 0.75
     """Confidence in a complaint, times that of the signal: 1 would be a caller who says so."""
@@ -56,7 +50,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Silence may be thinking, a muted microphone, or a dropped link."""
     down: float = 0.9
     up: float = 0.9
-    repeat: float = 0.65
+    repeat: float = 0.75
+    """Times how alike the two turns are."""
     went_on: float = 0.6
     upset: float = 0.15
     """Added to a complaint about timing when the caller complains of the same in another way."""
@@ -91,15 +86,6 @@ def label(call: Conversation, limits: Limits = DEFAULT_LIMITS) -> list[Label]:
     complaints = [_surer(each, limits.upset) if each in upset else each for each in timing] + wording
     praise = [*_thanked(call, signals, limits), *_accepted(call, signals, complaints, limits)]
     return sorted([*complaints, *praise, *_undecided(signals, limits)], key=lambda each: (each.t0, each.rule))
-
-
-def similarity(one: str, other: str) -> float:
-    """Share of words in common and in the same order, 0 to 1; case and punctuation do not count."""
-    return difflib.SequenceMatcher(None, _words(one), _words(other), autojunk=False).ratio()
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
 
 
 def _complaint(name: str, kind: PairKind, span: tuple[float, float], signals: Sequence[Signal], sure: float) -> Label:
@@ -163,7 +149,7 @@ def _about_words(
     """Complaints about what was said, and those about timing that the caller's anger turned out to be about."""
     found: list[Label] = []
     upset: list[Label] = []
-    for name, at_s, evidence, sure in [*_down_votes(signals, limits), *_repeats(call, limits)]:
+    for name, at_s, evidence, sure in [*_down_votes(signals, limits), *_repeats(call, signals, limits)]:
         guilty = [each for each in timing if each.t0 <= at_s <= each.t1 + limits.upset_s]
         reply = call.reply_before(at_s)
         asked = call.asked_before(reply.t0) if reply else None
@@ -182,15 +168,16 @@ def _down_votes(signals: Sequence[Signal], limits: Limits) -> Iterator[tuple[str
             yield "down", signal.t0, [signal], limits.down * signal.confidence
 
 
-def _repeats(call: Conversation, limits: Limits) -> Iterator[tuple[str, float, Sequence[Signal], float]]:
+def _repeats(
+    call: Conversation, signals: Sequence[Signal], limits: Limits
+) -> Iterator[tuple[str, float, Sequence[Signal], float]]:
     """Nearly the same words again, with a reply in between that seems not to have helped."""
-    for before, again in zip(call.user, call.user[1:], strict=False):
-        if min(len(_words(before.text)), len(_words(again.text))) < limits.fewest_words:
-            continue
-        alike = similarity(before.text, again.text)
-        reply = call.reply_before(again.t0)
-        if alike >= limits.similar and reply is not None and reply.t0 > before.t0:
-            yield "repeat", again.t0, (), limits.repeat * min(1.0, 0.5 + alike / 2)
+    for signal in signals:
+        if signal.kind is SignalKind.REPEAT:
+            said_first = signal.t0 - (signal.latency_s or 0.0)
+            reply = call.reply_before(signal.t0)
+            if reply is not None and reply.t1 > said_first:
+                yield "repeat", signal.t0, [signal], limits.repeat * signal.confidence
 
 
 def _surer(complaint: Label, by: float) -> Label:

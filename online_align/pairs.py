@@ -25,12 +25,14 @@ from online_align.pair_mix import DEFAULT_MIX, Mix, Quota, fingerprint, is_heldo
 from online_align.pair_store import PairStore
 from online_align.records import Evidence, Pair, PairKind, Side
 from online_align.regenerate import Regenerator
+from online_align.repeats import keep_repeats
 from online_align.transcribe import Recogniser, transcribe
 from server.engine import SamplingParams
 from server.engine.checkpoint import Checkpoint
 from server.errors import AdapterError
 from server.journal import Columns, Journal, JournalError, schema
 from server.journal.reader import SessionRow
+from server.signals import SignalKind
 
 __all__ = ["DEFAULT_SETTINGS", "PairBuilder", "PairSettings", "Tally", "longest_stretch"]
 
@@ -145,6 +147,9 @@ class PairBuilder:
         if self._recogniser is None and not signals:
             return None
         call = transcribe(self._checkpoint, about, columns, signals, recogniser=self._recogniser)
+        if self._recogniser is not None and not any(each.kind is SignalKind.REPEAT for each in signals):
+            repeats = keep_repeats(self._journal, about.id, call.user, recogniser=self._recogniser.name)
+            call = msgspec.structs.replace(call, signals=[*signals, *repeats])
         settings = self._settings
         found = [
             each

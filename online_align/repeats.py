@@ -20,7 +20,7 @@ from server.journal import Journal, replace_signals
 from server.journal.reader import SessionRow
 from server.signals import Signal, SignalKind
 
-__all__ = ["RULE", "Repeat", "RepeatError", "Repeated", "add_repeats", "alike", "find_repeats"]
+__all__ = ["RULE", "Repeat", "RepeatError", "Repeated", "add_repeats", "alike", "find_repeats", "keep_repeats"]
 
 RULE: Final = "repeat-1"
 
@@ -108,6 +108,14 @@ def add_repeats(journal: Journal, checkpoint: Checkpoint, about: SessionRow, rec
         )
     known = journal.reader.signals(about.id)
     conversation = transcribe(checkpoint, about, journal.reader.columns(about.id), known, recogniser=recogniser)
+    return keep_repeats(journal, about.id, conversation.user, recogniser=recogniser.name)
+
+
+def keep_repeats(journal: Journal, session: str, turns: Sequence[Turn], *, recogniser: str) -> list[Signal]:
+    """Put the repeats among a call's transcribed turns into the journal, in place of those found before.
+
+    Returns them. Raises what the journal raises.
+    """
     found = [
         Signal(
             id=0,
@@ -116,11 +124,11 @@ def add_repeats(journal: Journal, checkpoint: Checkpoint, about: SessionRow, rec
             t1=round(each.again.t1, 3),
             confidence=round(each.alike, 3),
             latency_s=round(each.again.t0 - each.first.t1, 3),
-            detector=f"{RULE}/{recogniser.name}"[:64],
+            detector=f"{RULE}/{recogniser}"[:64],
         )
-        for each in find_repeats(conversation.user)
+        for each in find_repeats(turns)
     ]
-    return replace_signals(journal.engine, about.id, SignalKind.REPEAT, found)
+    return replace_signals(journal.engine, session, SignalKind.REPEAT, found)
 
 
 def _words(turn: Turn) -> int:

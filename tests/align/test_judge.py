@@ -99,7 +99,9 @@ def test_without_the_question_a_reply_is_held_to_what_it_is_about(answers: Answe
         < marked(judge, "", "The capital of Sweden is Stockholm.")
     )
     assert judge.better_words(Exchange(asked="", reply="Four plus four is ten.")) == "Four plus four is eight."
-    assert judge.better_words(Exchange(asked="what time is it", reply="Four plus four is ten.")) is None
+    assert judge.better_words(Exchange(asked="", reply="I am fine, thank you.")) is None
+    true, asked = "The capital of France is Paris.", "What is the capital of France?"
+    assert marked(judge, "was it the cat of funds", true) < marked(judge, asked, true)
 
 
 def test_questions_with_answers_are_a_table_too(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from online_align.conversation import Conversation, FrameClock, Turn
-from online_align.labels import RULES, Label, Opinion, label, similarity
+from online_align.labels import RULES, Label, Opinion, label
 from online_align.records import PairKind
 from server.signals import Signal, SignalKind, State
 
@@ -99,11 +99,12 @@ def test_a_down_vote_after_a_fault_of_timing_is_about_the_timing() -> None:
 
 
 def test_asking_the_same_again_is_about_the_reply_in_between() -> None:
-    again = turn(5.0, 6.0, "What's the capital of Norway?")
-    (only,) = complaints(conversation([], [ASKED, again], [REPLY]))
-    assert (only.kind, only.t0, only.signals) == (PairKind.CONTENT, REPLY.t0, ())
-    assert not complaints(conversation([], [ASKED, turn(5.0, 6.0, "tell me about the moon")], [REPLY]))
-    assert not complaints(conversation([], [ASKED, again], [])), "no reply, nothing to complain of in its words"
+    again = signal("repeat", 5.0, 6.0, latency_s=3.0)
+    (only,) = complaints(conversation([again], [ASKED, turn(5.0, 6.0)], [REPLY]))
+    assert (only.kind, only.t0, only.signals) == (PairKind.CONTENT, REPLY.t0, (1,))
+    assert not complaints(conversation([again], [ASKED], [])), "no reply, nothing to complain of in its words"
+    before = turn(0.1, 0.6, "Hello.")
+    assert not complaints(conversation([again], [ASKED], [before])), "that was said before he asked at all"
 
 
 def test_one_fault_with_two_signals_counts_once() -> None:
@@ -128,15 +129,10 @@ def test_praise_is_a_vote_or_going_on_after_a_prompt_answer() -> None:
 
 def test_repeating_is_no_praise() -> None:
     answered = signal("response", 2.0, 2.4, latency_s=0.4)
-    found = label(conversation([answered], [ASKED, turn(5.0, 6.0, ASKED.text)], [REPLY]))
+    again = signal("repeat", 5.0, 6.0, number=2, latency_s=3.0)
+    found = label(conversation([answered, again], [ASKED, turn(5.0, 6.0)], [REPLY]))
     assert [each.opinion for each in found] == [Opinion.COMPLAINT]
 
 
 def test_what_was_never_settled_does_not_count() -> None:
     assert not label(conversation([signal("cut_off", 1.5, 2.4, state=State.PROVISIONAL)]))
-
-
-def test_similarity_knows_words_and_nothing_else() -> None:
-    assert similarity("What is two plus four?", "what is TWO plus four") == 1.0
-    assert similarity("two plus four", "the moon") == 0.0
-    assert similarity("", "the moon") == 0.0
