@@ -135,8 +135,8 @@ def _opened(asked: argparse.Namespace) -> Any:
             progress = Progress(metrics, textfile=textfile if workers.first else None)
             rounds = Rounds(
                 asked.data_dir, journal, settings, checkpoint=asked.checkpoint, device=asked.device,
-                hand_over=_hand_over(asked, journal, progress), told=progress, workers=workers, most_pairs=asked.most_pairs,
-                save_every=asked.save_every,
+                hand_over=_hand_over(asked, journal, progress), told=progress, workers=workers,
+                most_pairs=asked.most_pairs, save_every=asked.save_every,
             )  # fmt: skip
             yield _Learner(rounds, progress, workers, _collector(asked, journal), _review(asked, journal))
     finally:
