@@ -66,7 +66,9 @@ class CallState:
         return 0.0 if self.began_at is None else time.monotonic() - self.began_at
 
     def tell(self, sentence: str) -> None:
-        """Let the user know something."""
+        """Let the user know something. Said again, it takes the place of the same sentence."""
+        if self.notices and self.notices[-1][1] == sentence:
+            self.notices.pop()
         self.notices.append((time.monotonic(), sentence))
 
     def add_words(self, piece: str) -> None:

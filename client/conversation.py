@@ -206,16 +206,14 @@ class Conversation:
 
     def _wait_after(self, problem: ClientError) -> float:
         """Seconds until the next try. Raises `problem` when there is nothing to try."""
-        if not self._is_mendable(problem):
-            raise problem
         if self._lost_at is None:
             self._lost_at = time.monotonic()
+        if not self._is_mendable(problem) or time.monotonic() - self._lost_at > self._patience_s:
+            raise problem
         if isinstance(problem, RefusedError) and not isinstance(problem, ServerBusyError):
             self._resume_token = None
-        if time.monotonic() - self._lost_at > self._patience_s:
-            raise problem
-        wait_s = _WAITS_S[min(self._tries, len(_WAITS_S) - 1)]
-        self._tries += 1
+        wait_s = 0.0 if _is_gone(problem) else _WAITS_S[min(self._tries, len(_WAITS_S) - 1)]
+        self._tries += not _is_gone(problem)
         self._state.connection = Connection.LOST
         self._state.tell(f"{_in_short(problem)} Calling again{f' in {wait_s:g} s' if wait_s else ''}.")
         return wait_s
@@ -229,11 +227,18 @@ class Conversation:
         return isinstance(problem, CallLostError | UnreachableError | ServerBusyError)
 
 
+def _is_gone(problem: ClientError) -> bool:
+    """Whether the server is there and the call is not: there is nothing to wait for."""
+    return isinstance(problem, RefusedError) and problem.code == CloseCode.GONE
+
+
 def _in_short(problem: ClientError) -> str:
     if isinstance(problem, UnreachableError):
         return "No server answers."
+    if _is_gone(problem):
+        return "The server no longer has that conversation."
     if isinstance(problem, RefusedError):
-        return f"The server says: {problem.reason or 'no more'}."
+        return f"The server says: {problem.reason.partition(';')[0] or 'no more'}."
     return str(problem)
 
 
@@ -263,7 +268,7 @@ class _Line:
         """Note sound that came. Gives the seconds since the start of the caller's frame that it answers."""
         index = int(self._received_s / FRAME_S + 0.5)
         self._received_s += samples / SAMPLE_RATE_HZ
-        while self._said and self._first < index:
+        while len(self._said) > 1 and self._first < index:
             self._said.popleft()
             self._first += 1
         return time.monotonic() - self._said[0] if self._said and index >= 0 else None

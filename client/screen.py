@@ -103,7 +103,8 @@ class Screen:
     def _events(self) -> RenderableType:
         signals = [f"{clock(each.t)}  {each.kind.replace('_', ' ')}" for each in self._state.signals]
         seen = Text("\n".join(signals[-4:]) or "nothing yet", style="dim" if not signals else "")
-        notices = Text("\n".join(sentence for _, sentence in self._state.notices), style="yellow")
+        latest_first = reversed(list(self._state.notices))
+        notices = Text("\n".join(sentence for _, sentence in latest_first), style="yellow")
         columns = Table.grid(expand=True, padding=(0, 1))
         columns.add_column(ratio=1)
         columns.add_column(ratio=2)

@@ -22,7 +22,13 @@ COLUMNS, LINES = 100, 30
 class Terminal:
     """`python -m client ARGUMENTS` in a terminal."""
 
-    def __init__(self, arguments: Sequence[str | Path], *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.screen = pyte.Screen(COLUMNS, LINES)
         self.written = b""
         self._stream = pyte.ByteStream(self.screen)
@@ -35,6 +41,7 @@ class Terminal:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
+            cwd=folder,
             env=os.environ | {"TERM": "xterm-256color"} | dict(environment or {}),
             preexec_fn=_own_terminal,  # noqa: PLW1509 - tests start it from their only thread
         )
@@ -60,9 +67,9 @@ class Terminal:
                 self.written += output
                 self._stream.feed(output)
 
-    def until(self, shown: str | Callable[[str], bool], *, timeout_s: float = 30.0) -> None:
-        """Wait until the screen shows a text, or one that pleases."""
-        pleases = shown if callable(shown) else lambda text: shown in text
+    def until(self, shown: str | Callable[[str], bool], *, timeout_s: float = 60.0) -> None:
+        """Wait until the screen shows a text, be it wrapped into several lines, or one that pleases."""
+        pleases = shown if callable(shown) else lambda text: shown in " ".join(text.replace("│", " ").split())
         deadline = time.monotonic() + timeout_s
         while not pleases(self.text):
             assert time.monotonic() < deadline, f"not shown: {shown!r}\n{self.text}"
@@ -88,8 +95,10 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def in_terminal(arguments: Sequence[str | Path], *, environment: Mapping[str, str] | None = None) -> Iterator[Terminal]:
-    terminal = Terminal(arguments, environment=environment)
+def in_terminal(
+    arguments: Sequence[str | Path], *, environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Iterator[Terminal]:
+    terminal = Terminal(arguments, environment=environment, folder=folder)
     try:
         yield terminal
     finally:
