@@ -9,7 +9,11 @@ from benchmarks.report import note, publish
 
 __all__ = ["run"]
 
-SUITES: Final = {"mini": "online_align.evaluate.mini", "signals": "online_align.evaluate.signals"}
+SUITES: Final = {
+    "mini": "online_align.evaluate.mini",
+    "outside": "online_align.evaluate.outside",
+    "signals": "online_align.evaluate.signals",
+}
 """Every suite's module, which has `add_arguments(parser)` and `measured_rows(arguments)`."""
 
 

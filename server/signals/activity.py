@@ -58,6 +58,7 @@ class UserTrack:
         self._limits = thresholds
         self._recent: deque[tuple[float, Hop]] = deque(maxlen=_BACKGROUND + _EARLIER + _ONSET_MEMORY)
         self._own_dbfs = thresholds.usual_dbfs
+        self._is_known = False
         self._near_at = 0.0
         self._syllables = _Syllables()
         self.turn: Turn | None = None
@@ -108,7 +109,10 @@ class UserTrack:
                 self._own_dbfs -= self._limits.doubt_db
             return
         loudest = max(each.level_dbfs for _, each in own)
-        self._learn(loudest)
+        if self._is_known:
+            self._learn(loudest)
+        else:  # what he was taken for was a guess, and would break a quiet caller's first words into pieces
+            self._own_dbfs, self._is_known = loudest, True
         self._near_at = t0
         self._syllables = _Syllables()
         began = self._first_hint(own[0][0])
