@@ -66,18 +66,20 @@ class Prometheus:
 
 
 @contextmanager
-def watching(folder: Path, *, target: str, token: str, interval_s: int = 1) -> Iterator[Prometheus]:
-    """Run Prometheus as it is shipped, but on `target` and at a quicker pace, until the block ends."""
-    server = program("prometheus")
+def watching(folder: Path, *, server_at: str, learner_at: str, token: str, interval_s: int = 1) -> Iterator[Prometheus]:
+    """Run Prometheus as it is shipped, but on these addresses and at a quicker pace, until the block ends."""
+    binary = program("prometheus")
     shipped = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
-    quick = shipped.replace("_interval: 5s", f"_interval: {interval_s}s").replace("server:8998", target)
+    quick = shipped.replace("_interval: 5s", f"_interval: {interval_s}s")
+    quick = quick.replace("server:8998", server_at).replace("learner:9108", learner_at)
     assert quick.count(f"_interval: {interval_s}s") == 2
-    assert target in quick
+    assert server_at in quick
+    assert learner_at in quick
     port = free_port()
     configured(folder, token=token)
     (folder / "prometheus.yml").write_text(quick.replace("localhost:9090", f"127.0.0.1:{port}"))
     command = [
-        str(server),
+        str(binary),
         f"--config.file={folder / 'prometheus.yml'}",
         f"--storage.tsdb.path={folder / 'series'}",
         f"--web.listen-address=127.0.0.1:{port}",

@@ -1,5 +1,6 @@
 """What a deployment is made of: every file by its schema or its own checker, and made of things that exist."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 import yaml
 
+from online_align.learn_command import parser as learner_words
 from server.config import ENVIRONMENT_PREFIX, ServerConfig, load_config
 from tests.deploy.prometheus import DEPLOY, ROOT
 
@@ -95,6 +97,18 @@ def test_settings_in_containers_are_settings() -> None:
     assert config.journal_url == "postgresql+psycopg://duologue:1234567890abcdef@postgres/duologue"
 
 
+def test_the_learner_is_started_with_words_it_knows() -> None:
+    unit = re.search(r"^ExecStart=(.*)$", (DEPLOY / "systemd" / "duologue-learner.service").read_text(), re.MULTILINE)
+    assert unit is not None
+    started = [SERVICES["learner"]["command"], compose("compose.cuda.yaml")["services"]["learner"]["command"]]
+    for command in [*started, unit[1].split()]:
+        assert command[1:4] == ["-m", "online_align", "run"]
+        given = learner_words("run").parse_args(command[4:])
+        assert (str(given.data_dir), given.metrics_port) == ("/var/lib/duologue", 9108)
+    assert "9108" in SERVICES["learner"]["healthcheck"]["test"][-1]
+    assert '"learner:9108"' in (DEPLOY / "prometheus" / "prometheus.yml").read_text()
+
+
 def test_the_sample_configuration_says_what_is_so_anyway() -> None:
     """It loads, and a value that is another than the default would be a surprise."""
     config = load_config(["--config", str(DEPLOY / "duologue.toml")], {})
@@ -102,7 +116,9 @@ def test_the_sample_configuration_says_what_is_so_anyway() -> None:
 
 
 def test_the_dockerfile_is_well_made() -> None:
-    hadolint = shutil.which("hadolint") or str(Path(sys.executable).parent / "hadolint")
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("no hadolint here (a package for Linux), so the Dockerfile is NOT linted")
     done = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,14 +1,18 @@
 """A real server under a short load, a real Prometheus beside it, and every panel's query asked.
 
 Callers ask the embedded model recorded questions over real sockets, permit their calls to be kept, cut in while it
-answers and say what they have heard; meanwhile an adapter goes live and is taken back. So every panel has something to
-show, and a query that gives nothing is wrong. What a load of half a minute cannot show is listed in `NOT_SHOWN`.
+answers and say what they have heard; meanwhile an adapter goes live and is taken back, and a learner waits for pairs.
+So every panel has something to show, and a query that gives nothing is wrong. What a load of half a minute cannot show
+is listed in `NOT_SHOWN`.
 """
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ import pytest
 
 from client.credentials import Credentials
 from client.link import Link, open_link
-from client.local_server import local_server
+from client.local_server import free_port, local_server, stop
 from client.sound import FRAME_S, FRAME_SIZE, Pcm, read_frames
 from server.protocol import Playback
 from tests.deploy.prometheus import DEPLOY, ROOT, Prometheus, program, watching
@@ -37,6 +41,7 @@ CALL_TOKEN, WATCH_TOKEN = "call-" + 24 * "c", "watch-" + 24 * "w"
 
 NOT_SHOWN = {
     "Canary against live": "no canary speaks long enough to be compared",
+    "Steps": "the learner gets no pairs, so it takes no step; its other metrics are there from its start",
 }
 
 pytestmark = [pytest.mark.mini, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -101,6 +106,19 @@ def go_live(shop: Shop, adapter: Path) -> None:
     shop.registry.promote(adapter.name, reason="test")
 
 
+@contextmanager
+def learning(data: Path, log: Path) -> Iterator[str]:
+    """Run a learner on the server's data, until the block ends. Gives where its metrics are."""
+    port = free_port()
+    command = [sys.executable, "-m", "online_align", "run", "--data-dir", str(data), "--metrics-port", str(port)]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            yield f"127.0.0.1:{port}"
+            assert process.poll() is None, log.read_text()
+        finally:
+            stop(process)
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, float]]:
     """Prometheus after the load, and when that began."""
@@ -112,15 +130,21 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus,
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DUOLOGUE_TOKENS", f"people:{CALL_TOKEN},prometheus:{WATCH_TOKEN}:watch")
         server = local_server("mini", log=folder / "server.log", flags=flags)
-        with server as url, watching(folder, target=url.removeprefix("ws://"), token=WATCH_TOKEN) as prometheus:
-            began = time.time()
-            shop = Shop(data, MINI, folder)
-            try:
-                asyncio.run(load(url, shop, adapter))
-            finally:
-                shop.close()
-            time.sleep(2.5)  # one more scrape, and the rules over it
-            yield prometheus, began
+        with server as url, learning(data, folder / "learner.log") as learner_at:
+            server_at = url.removeprefix("ws://")
+            with watching(folder, server_at=server_at, learner_at=learner_at, token=WATCH_TOKEN) as prometheus:
+                yield from _loaded(prometheus, url, data, adapter)
+
+
+def _loaded(prometheus: Prometheus, url: str, data: Path, adapter: Path) -> Iterator[tuple[Prometheus, float]]:
+    began = time.time()
+    shop = Shop(data, MINI, data)
+    try:
+        asyncio.run(load(url, shop, adapter))
+    finally:
+        shop.close()
+    time.sleep(2.5)  # one more scrape, and the rules over it
+    yield prometheus, began
 
 
 def panels() -> list[Any]:
@@ -131,7 +155,7 @@ def panels() -> list[Any]:
 def test_prometheus_scrapes_the_server_and_runs_the_rules(seen: tuple[Prometheus, float]) -> None:
     prometheus, _ = seen
     health = {each["labels"]["job"]: each["health"] for each in prometheus.get("targets")["activeTargets"]}
-    assert health["duologue"] == "up"
+    assert health == {"duologue": "up", "duologue-learner": "up", "prometheus": "up"}
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
     assert {rule["health"] for rule in rules} == {"ok"}
     firing = {

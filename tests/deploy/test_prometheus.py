@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from online_align.progress import LearnerMetrics
 from server.metrics import Metrics
 from tests.deploy.prometheus import DEPLOY, ROOT, RULES, configured, program
 
@@ -34,11 +35,12 @@ def named_in(expr: str) -> set[str]:
 
 
 def known_names() -> set[str]:
-    """What a server shows, as Prometheus stores it, and what is recorded."""
+    """What a server and a learner show, as Prometheus stores it, and what is recorded."""
     metrics = Metrics()
     metrics.set_version("1")
     metrics.show_adapters({}, base="mini")
-    samples = {sample.name for family in metrics.registry.collect() for sample in family.samples}
+    registries = (metrics.registry, LearnerMetrics().registry)
+    samples = {sample.name for each in registries for family in each.collect() for sample in family.samples}
     return samples | {"duologue_adapter_info"} | {rule["record"] for rule in rules("record")}
 
 
