@@ -99,8 +99,11 @@ class ChatSocket:
 
     def _drop(self) -> None:
         """Free the connection even if bytes wait for a peer that will never read them."""
-        if self._transport is not None and self._transport.get_write_buffer_size():
-            self._transport.abort()
+        try:
+            if self._transport is not None and self._transport.get_write_buffer_size():
+                self._transport.abort()
+        except AttributeError:
+            log.debug("a TLS connection was closed twice: asyncio has let go of it, and frees it itself")
 
 
 def _shortened(sentence: str) -> bytes:
