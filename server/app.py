@@ -27,6 +27,7 @@ from server.config import ServerConfig
 from server.doors import VISITOR, WHO, Doors
 from server.engine import Engine
 from server.errors import ConfigError, TooManyCallsError
+from server.learner import learner_of
 from server.limits import AddressLimits
 from server.listening import Listening
 from server.login import Login
@@ -107,6 +108,7 @@ class Server:
             on_health=self._on_health,
             on_answers=self.guard.note,
         )
+        self.learner = learner_of(config)
         self.base = BaseSwap(load=load_base, scheduler=self.scheduler, adapters=self.adapters)
         self.desk = CallDesk(config=config, metrics=self.metrics, scheduler=self.scheduler)
         self._config = config
@@ -170,9 +172,13 @@ class Server:
         self.scheduler.start()
         guarding = asyncio.create_task(self.guard.run(), name="load-guard")
         following = asyncio.create_task(self.auth.follow(), name="tokens")
+        tasks = [guarding, following]
+        if self._config.learn:
+            tasks.append(asyncio.create_task(self.learner.run(), name="learner"))
         yield
-        guarding.cancel()
-        following.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self.scheduler.stop)
 
     def _apply(self, engine: Engine, plan: Plan, idle: frozenset[int]) -> "Future[Applied]":

@@ -1,0 +1,124 @@
+"""The learner beside the server: a process at low priority, started again when it ends, and ended with the server.
+
+`--learn` asks for it. The server needs nothing of it: they share the journal and the data folder, and when it cannot
+start, calls are served all the same. It waits for a journal, for a server alone writes nothing before a caller permits
+it. This file owns the process and its log; it knows nothing of pairs or training.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from server.config import ServerConfig
+from server.journal.database import exists
+
+__all__ = ["Learner", "learner_of"]
+
+log = logging.getLogger("learner")
+
+_LOOK_S: Final = 1.0
+_SHORTEST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 300.0
+_WELL_S: Final = 60.0
+"""A process that has lived so long was well: the next one need not wait long."""
+_LAST_S: Final = 8.0
+_CHUNK: Final = 4096
+_LONGEST_LINE: Final = 2000
+_BREAKS: Final = re.compile(rb"\r\n|\n")
+_SECRETS: Final = ("DUOLOGUE_ADMIN_TOKEN", "DUOLOGUE_TOKENS")
+
+
+def learner_of(config: ServerConfig) -> "Learner":
+    """Make the learner of a server."""
+    command = [sys.executable, "-m", "online_align", "run", "--data-dir", str(config.data_dir)]
+    command += ["--checkpoint", config.checkpoint]
+    if config.journal_url is not None:
+        command += ["--journal-url", config.journal_url]
+    return Learner(command, may_start=lambda: exists(config.data_dir, config.journal_url))
+
+
+class Learner:
+    """One command that is to run all the time, once `may_start` says so. `pause_s` is the shortest between two."""
+
+    def __init__(
+        self, command: Sequence[str], *, may_start: Callable[[], bool], pause_s: float = _SHORTEST_PAUSE_S
+    ) -> None:
+        self.pid: int | None = None
+        """Of the process; None while there is none."""
+        self._command = list(command)
+        self._may_start = may_start
+        self._pause_s = pause_s
+
+    async def run(self) -> None:
+        """Keep it running, until cancelled; then end it."""
+        while not await asyncio.to_thread(self._may_start):  # noqa: ASYNC110 - a file, which tells nobody
+            await asyncio.sleep(_LOOK_S)
+        pause_s = self._pause_s
+        while True:
+            began = time.monotonic()
+            outcome = await self._live()
+            lived_s = time.monotonic() - began
+            pause_s = self._pause_s if lived_s > _WELL_S else pause_s
+            log.warning("%s after %.1f s; it is started again in %.1f s", outcome, lived_s, pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _live(self) -> str:
+        """Start it, pass on what it says, and wait for its end. Says how that was."""
+        child = [sys.executable, "-m", "server.child", str(os.getpid()), *self._command]
+        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        environment.setdefault("OMP_NUM_THREADS", "1")
+        pipe = asyncio.subprocess.PIPE
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *child, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environment
+            )
+        except OSError as problem:
+            return f"it cannot be started ({problem.strerror})"
+        self.pid = process.pid
+        log.info("started as process %d", process.pid)
+        try:
+            assert process.stdout is not None, "it was asked for"
+            await _pass_on(process.stdout)
+            return f"it ended with code {await process.wait()}"
+        finally:
+            await _end(process)
+            self.pid = None
+
+
+async def _pass_on(output: asyncio.StreamReader) -> None:
+    """Log its lines; of one that is written over again and again, as a progress bar is, the last state."""
+    rest = b""
+    while chunk := await output.read(_CHUNK):
+        *lines, rest = _BREAKS.split(rest + chunk)
+        for line in lines:
+            _say(line)
+        rest = rest.rpartition(b"\r")[2][-_LONGEST_LINE:]
+    _say(rest)
+
+
+def _say(line: bytes) -> None:
+    text = line.rpartition(b"\r")[2][:_LONGEST_LINE].decode(errors="replace").strip()
+    if text:
+        log.info("%s", text)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ask it to end, and see to it."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_S):
+            await process.wait()
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

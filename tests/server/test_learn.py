@@ -1,0 +1,154 @@
+"""The learner's process: started when there is something to learn from, again when it ends, ended with the server."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from online_align.learn_command import parser
+from server.config import ServerConfig
+from server.learner import Learner, learner_of
+from tests.server.caller import calling, voice
+from tests.server.live import serving, until
+
+HELLO = """
+import os, signal, sys, time
+print('hello', os.nice(0), flush=True)
+print('half', end='\\r')
+print('whole', flush=True)
+"""
+
+
+def program(rest: str) -> list[str]:
+    return [sys.executable, "-c", HELLO + rest]
+
+
+def is_alive(pid: int) -> bool:
+    """A process that has ended and was not waited for counts as dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "learner"]
+
+
+@pytest.fixture(autouse=True)
+def _loud(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "learner")
+
+
+async def ended(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_it_is_nice_its_words_are_logged_and_it_ends_with_us(caplog: pytest.LogCaptureFixture) -> None:
+    learner = Learner(program("time.sleep(600)"), may_start=lambda: True)
+    running = asyncio.create_task(learner.run())
+    await until(lambda: "whole" in lines(caplog))
+    assert any(line.startswith("hello ") and int(line.split()[1]) >= 15 for line in lines(caplog)), lines(caplog)
+    pid = learner.pid
+    assert pid is not None
+    assert is_alive(pid)
+    await ended(running)
+    assert not is_alive(pid)
+    assert learner.pid is None
+
+
+async def test_one_that_does_not_want_to_end_is_ended(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.learner._LAST_S", 0.2)
+    stubborn = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    )
+    learner = Learner(program(stubborn), may_start=lambda: True)
+    running = asyncio.create_task(learner.run())
+    await until(lambda: "deaf" in lines(caplog))
+    pid = learner.pid
+    assert pid is not None
+    await ended(running)
+    assert not is_alive(pid)
+
+
+async def test_it_is_started_again_after_longer_and_longer_pauses(caplog: pytest.LogCaptureFixture) -> None:
+    learner = Learner(program("sys.exit(3)"), may_start=lambda: True, pause_s=0.1)
+    running = asyncio.create_task(learner.run())
+    await until(lambda: sum("ended with code 3" in line for line in lines(caplog)) >= 3)
+    await ended(running)
+    pauses = [float(line.split(" in ")[1].split()[0]) for line in lines(caplog) if "ended with code 3" in line]
+    assert pauses == sorted(pauses)
+    assert pauses[2] > pauses[0]
+
+
+async def test_one_that_is_killed_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    learner = Learner(program("time.sleep(600)"), may_start=lambda: True, pause_s=0.01)
+    running = asyncio.create_task(learner.run())
+    await until(lambda: lines(caplog).count("whole") == 1)
+    assert learner.pid is not None
+    os.kill(learner.pid, signal.SIGKILL)
+    await until(lambda: lines(caplog).count("whole") == 2)
+    await ended(running)
+
+
+async def test_a_program_that_is_not_there_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    running = asyncio.create_task(Learner(["no-such-program"], may_start=lambda: True).run())
+    await until(lambda: any("ended with code 127" in line for line in lines(caplog)))
+    assert any("no-such-program cannot be run" in line for line in lines(caplog))
+    await ended(running)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+async def test_it_does_not_outlive_a_server_that_is_killed(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    inner = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    outer = (
+        "import asyncio, sys; from server.learner import Learner; "
+        f"asyncio.run(Learner([sys.executable, '-c', {inner!r}], may_start=lambda: True).run())"
+    )
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", outer, cwd=Path(__file__).parents[2])
+    await until(lambda: note.exists() and note.read_text().strip().isdigit())
+    parent.kill()
+    await parent.wait()
+    await until(lambda: not is_alive(int(note.read_text())))
+
+
+async def test_the_servers_own_waits_for_a_journal_and_ends_with_it(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The real command of the learner, at a real server."""
+    data_dir = tmp_path / "data"
+    async with serving(tiny, data_dir=data_dir, learn=True) as live:
+        live.server.learner._command = learner_of(ServerConfig(data_dir=data_dir, checkpoint=str(tiny)))._command
+        assert live.server.learner.pid is None
+        assert not data_dir.exists()
+        async with calling(live.url, "?consent=keep,train") as caller:
+            await caller.greeted()
+            await caller.talk(voice(4))
+        await until(lambda: any("started as process" in line for line in lines(caplog)))
+        pid = live.server.learner.pid
+        assert pid is not None
+        assert is_alive(pid)
+        async with calling(live.url) as caller:
+            await caller.greeted()
+            await caller.talk(voice(4))
+        assert not any("ended with" in line for line in lines(caplog)), lines(caplog)
+    assert not is_alive(pid)
+
+
+def test_the_command_says_where_everything_is() -> None:
+    config = ServerConfig(data_dir=Path("d"), checkpoint="hf:a/b", journal_url="postgresql://x")
+    command = learner_of(config)._command[1:]
+    assert command == [
+        *("-m", "online_align", "run", "--data-dir", "d", "--checkpoint", "hf:a/b"),
+        *("--journal-url", "postgresql://x"),
+    ]
+    asked = parser("run").parse_args(command[3:])
+    assert (asked.data_dir, asked.checkpoint, asked.journal_url) == (Path("d"), "hf:a/b", "postgresql://x")
