@@ -121,7 +121,7 @@ class AdapterRegistry:
             if known.state is AdapterState.CANARY:
                 self._word(connection, adapter_id, passed=True, reason=reason)
                 return self._move(connection, adapter_id, AdapterState.LIVE, AdapterState.CANARY)
-            return self._move(connection, adapter_id, AdapterState.CANARY, AdapterState.STAGED)
+            return self._move(connection, adapter_id, AdapterState.CANARY, "")
 
     def roll_back(self, adapter_id: str, *, reason: str) -> AdapterRow | None:
         """Take a canary or live adapter back; its live predecessor is live again. Returns what is live now.
