@@ -86,7 +86,7 @@ def norms(lm: Any, file: AdapterFile | None) -> dict[str, float]:
     parts = file.parts if file else {}
     scaling = file.scaling if file else 0.0
     return {
-        name: scaling * _product_norm(part) / max(float(modules[name].weight.float().norm()), 1e-12)
+        name: scaling * _product_norm(part) / max(float(modules[name].weight.detach().float().norm()), 1e-12)
         for name, part in parts.items()
         if part.b.any()
     }

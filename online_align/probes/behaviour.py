@@ -4,6 +4,7 @@ Text stream and sound are both looked at: words that nobody hears and sound with
 knows no limits and no adapters.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -147,10 +148,11 @@ def _wordless(each: Played) -> float:
 
 
 def _repeats(words: str) -> bool:
-    """Whether four words follow each other twice."""
-    each = words.lower().split()
+    """Whether four words follow each other twice, or one follows itself twice."""
+    each = re.findall(r"[^\W_]+", words.lower())
     runs = [tuple(each[i : i + _REPEATED_WORDS]) for i in range(len(each) - _REPEATED_WORDS + 1)]
-    return len(set(runs)) < len(runs)
+    stuck = any(one == other == third for one, other, third in zip(each, each[1:], each[2:], strict=False))
+    return stuck or len(set(runs)) < len(runs)
 
 
 def _share(found: Sequence[Played], which: Callable[[Played], bool]) -> Measure:

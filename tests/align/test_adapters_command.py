@@ -1,0 +1,124 @@
+"""`duologue-align adapters` on a real journal: what it prints, what it moves, what it refuses."""
+
+import json
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import online_align.gate
+from online_align.__main__ import main
+from online_align.gate import Gate, GateSettings
+from online_align.probes import Sizes
+from online_align.release import submit
+from online_align.verdicts import Check, Outcome, conclude
+from server.engine.adapters import ADAPTER_WEIGHTS, file_sha256
+from server.journal import open_journal
+from server.journal.registry import AdapterRegistry, AdapterRow
+from tests.align import hacks
+
+GOOD = conclude(
+    [Check(name="answered", outcome=Outcome.PASSED, reason="It answers.", value=0.9, base=0.8, limit="0.7")]
+)
+BAD = conclude([Check(name="answered", outcome=Outcome.FAILED, reason="It is mute.", value=0.0, base=0.8, limit="0.7")])
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A journal with one adapter that is canary, one that was refused, and one that waits."""
+    journal = open_journal(tmp_path / "data")
+    registry = AdapterRegistry(journal.engine)
+    for number, (name, verdict) in enumerate((("good", GOOD), ("bad", BAD), ("later", GOOD))):
+        sha256, path = f"{number:064x}", f"adapters/{name}"
+        registry.add(AdapterRow(id=name, checkpoint="mini", path=path, sha256=sha256, made_at=float(number)))
+        submit(journal, name, judge=lambda *_, verdict=verdict: verdict)
+    journal.engine.dispose()
+    return tmp_path / "data"
+
+
+def call(data_dir: Path, *arguments: str) -> int:
+    return main(["adapters", "--data-dir", str(data_dir), *arguments])
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+def test_list(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(data_dir, "list") == 0
+    lines = printed(capsys).splitlines()
+    assert [line.split()[:2] for line in lines] == [["later", "staged"], ["bad", "rejected"], ["good", "canary"]]
+    assert call(data_dir, "list", "--json") == 0
+    rows = msgspec.convert(json.loads(printed(capsys))["adapters"], list[AdapterRow])
+    assert {row.id: row.state for row in rows} == {"later": "staged", "bad": "rejected", "good": "canary"}
+
+
+def test_show_says_why(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(data_dir, "show", "bad") == 0
+    out = printed(capsys)
+    assert "gate: refused. It is mute." in out
+    assert "NO answered" in out
+    assert call(data_dir, "show", "bad", "--json") == 0
+    shown = json.loads(printed(capsys))
+    assert shown["verdicts"][0]["verdict"]["checks"][0]["reason"] == "It is mute."
+
+
+def test_promote_and_roll_back(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(data_dir, "promote", "good", "--reason", "it sounds right") == 0
+    assert printed(capsys) == "good is live\n"
+    assert call(data_dir, "show", "good") == 0
+    assert "An operator promoted it: it sounds right" in printed(capsys)
+    assert call(data_dir, "promote", "later") == 0
+    assert call(data_dir, "promote", "later") == 0
+    assert call(data_dir, "rollback", "later", "--json") == 0
+    moved = json.loads(printed(capsys).splitlines()[-1])
+    assert (moved["adapter"]["state"], moved["live"]["id"]) == ("rolled_back", "good")
+    assert call(data_dir, "rollback", "good") == 0
+    assert "live is the base model" in printed(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("promote", "bad"), "no other state"),
+        (("promote", "none"), "one that is in the journal"),
+        (("rollback", "bad"), "from rejected to rolled_back"),
+        (("show", "../../etc/passwd"), "one that is in the journal"),
+        (("diff", "none", "base"), "one that is in the journal"),
+    ],
+)
+def test_what_it_refuses(
+    data_dir: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], why: str
+) -> None:
+    assert call(data_dir, *arguments) == 1
+    assert why in capsys.readouterr().err
+
+
+def test_no_journal_is_made_by_looking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(tmp_path / "nothing", "list") == 1
+    assert "where there is no journal" in capsys.readouterr().err
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.mini
+def test_diff(data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mute adapter against the base model, with fewer calls than even `--quick` plays."""
+    sizes = Sizes(question=4, pause=0, interruption=0, hum=0, nobody=1)
+    gate = Gate("mini", GateSettings(sizes=sizes, slots=5, drift_calls=3, step_ratio=math.inf))
+    monkeypatch.setattr(online_align.gate, "Gate", lambda *_: gate)
+    folder = hacks.write(data_dir / "adapters" / "mute", hacks.mute(hacks.Calls(gate, gate.base())))
+    journal = open_journal(data_dir)
+    sha256 = file_sha256(folder / ADAPTER_WEIGHTS)
+    AdapterRegistry(journal.engine).add(
+        AdapterRow(id="mute", checkpoint="mini", path="adapters/mute", sha256=sha256, made_at=9.0)
+    )
+    journal.engine.dispose()
+    assert call(data_dir, "diff", "base", "mute", "--json") == 0
+    found = json.loads(printed(capsys))["difference"]
+    assert found["drift"]["kl"] > 0.1
+    assert (found["first"]["answered"]["value"], found["second"]["answered"]["value"]) == (1.0, 0.0)
+    assert found["norms"]["text_linear"][0] == 0.0
+    assert found["norms"]["text_linear"][1] > 0.01
+    assert call(data_dir, "diff", "mute", "mute") == 0
+    assert "KL of mute from mute: 0 nats" in printed(capsys).replace("-0 ", "0 ")
