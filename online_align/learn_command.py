@@ -52,7 +52,8 @@ def once(arguments: Sequence[str]) -> int:
 def _started(name: str, arguments: Sequence[str], work: Callable[[Any, argparse.Namespace], int]) -> int:
     asked = parser(name).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    _step_back(asked.threads)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    _step_back(asked.threads, asked.priority)
     try:
         with _opened(asked) as learner:
             return work(learner, asked)
@@ -210,13 +211,15 @@ def _settings(asked: argparse.Namespace) -> Any:
         ) from problem
 
 
-def _step_back(threads: int) -> None:
-    """Run only when nobody else wants the processor, on a bounded number of threads."""
+def _step_back(threads: int, priority: str) -> None:
+    """Take a place behind the server, on a bounded number of threads: `idle` runs when nobody else wants to."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    with contextlib.suppress(AttributeError, OSError):
-        os.nice(_NICE)
-    with contextlib.suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if priority != "normal":
+        with contextlib.suppress(AttributeError, OSError):
+            os.nice(_NICE)
+    if priority == "idle":
+        with contextlib.suppress(AttributeError, OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     import torch  # noqa: PLC0415 - after the number of threads is set
 
     torch.set_num_threads(threads)
@@ -232,6 +235,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     made.add_argument("--checkpoint", default="mini", help="the base model: mini, a folder, or hf:owner/name")
     made.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     made.add_argument("--threads", type=int, default=1, help="processor threads (default: %(default)s)")
+    places = ("idle", "low", "normal")
+    made.add_argument("--priority", choices=places, default="idle", help="on the processor (default: %(default)s)")
     made.add_argument("--most-pairs", type=int, default=512, help="in one round (default: %(default)s)")
     made.add_argument("--save-every", type=int, default=1, metavar="STEPS", help="how often a pass is saved")
     made.add_argument("--metrics-port", type=int, default=None, help="serve metrics there; 0 chooses a port")

@@ -70,7 +70,8 @@ class Policy(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probabilities of both sides' text tokens, float32 `[B, 2, N]`, in nats; 0 beyond a side's end."""
-        return self.text_logp(self.hidden(batch), batch)
+        # Cloned, because FSDP hangs its hooks on what a module returns, which must be no view.
+        return self.text_logp(self.hidden(batch), batch).clone()
 
     def hidden(self, batch: Batch) -> Tensor:
         """What the model thinks before it says each scored frame, `[B, 2, N, D]`."""

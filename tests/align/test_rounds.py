@@ -257,7 +257,7 @@ def test_a_round_of_another_model_and_a_damaged_file(journal: Journal, tmp_path:
 def test_the_command_killed_with_kill_9(journal: Journal, tmp_path: Path, tiny: str) -> None:
     """A real process, killed in the middle of its pass; the next one ends with the weights of an undisturbed one."""
     PairStore(journal).add(some(range(8)))
-    where = ["--data-dir", str(tmp_path), "--checkpoint", tiny, "--no-collect", "--no-release"]
+    where = ["--data-dir", str(tmp_path), "--checkpoint", tiny, "--no-collect", "--no-release", "--priority", "normal"]
     flags = ["--batch", "1", "--rank", "3", "--positions", "128", "--json"]
     command = [sys.executable, "-m", "online_align", "once", *where, *flags]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as victim:
@@ -283,8 +283,8 @@ def test_the_command_killed_with_kill_9(journal: Journal, tmp_path: Path, tiny: 
 def test_the_command_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learn_command, "_step_back", lambda _threads: None)  # this process must not become the last
-    where = ["--data-dir", str(tmp_path), "--checkpoint", tiny, "--no-collect", "--no-release"]
+    monkeypatch.setattr(learn_command, "_step_back", lambda *_: None)  # this process must not become the last
+    where = ["--data-dir", str(tmp_path), "--checkpoint", tiny, "--no-collect", "--no-release", "--priority", "normal"]
     assert main(["once", *where]) == 0
     assert "no pair waits" in capsys.readouterr().out
     assert main(["once", *where, "--loss", "best"]) == 1

@@ -1,0 +1,69 @@
+"""`torchrun` with two processes on the CPU: the command itself, FSDP2 over gloo, and the adapter of one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from online_align.pair_store import PairStore
+from online_align.round_plan import Round, Stage
+from server.journal import open_journal
+from server.journal.registry import AdapterRegistry
+from tests.align.test_rounds import CALLS, some
+from tests.journal.calls import record
+from tests.tiny_checkpoint import write_tiny_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+TOLERANCE = 2e-5
+"""Of a weight. Adam divides each gradient by its own size, so sums in another order show in small ones."""
+
+
+def learn(folder: Path, tiny: str, *starter: str) -> Round:
+    journal = open_journal(folder)
+    record(journal, CALLS, 3)
+    PairStore(journal).add(some(range(7)))
+    flags = [
+        "--data-dir",
+        str(folder),
+        "--checkpoint",
+        tiny,
+        "--no-collect",
+        "--no-release",
+        "--json",
+        "--priority",
+        "normal",
+    ]
+    settings = ["--priority", "normal", "--batch", "3", "--rank", "3", "--positions", "64", "--learning-rate", "0.01"]
+    done = subprocess.run(
+        [sys.executable, *starter, "-m", "online_align", "once", *flags, *settings],
+        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    made = msgspec.json.decode(line, type=Round)
+    assert AdapterRegistry(journal.engine).get(made.adapter).sha256 == made.sha256
+    journal.engine.dispose()
+    return made
+
+
+def test_two_processes_make_the_adapter_of_one(tmp_path: Path) -> None:
+    """Seven pairs in steps of three: a step's pairs never share out evenly."""
+    tiny = str(write_tiny_checkpoint(tmp_path / "tiny"))
+    alone = learn(tmp_path / "one", tiny)
+    together = learn(tmp_path / "two", tiny, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert alone.stage is together.stage is Stage.DONE
+    assert alone.trained is not None
+    assert together.trained is not None
+    assert alone.trained.pairs == together.trained.pairs == 7
+    assert alone.trained.loss == pytest.approx(together.trained.loss, abs=1e-5)
+    parts = [load_file(tmp_path / where / "adapters" / "round-0001" / "lora.safetensors") for where in ("one", "two")]
+    moved = max(float(part.abs().max()) for name, part in parts[0].items() if name.endswith("lora_B.weight"))
+    assert moved > 100 * TOLERANCE
+    for name, part in parts[0].items():
+        torch.testing.assert_close(parts[1][name], part, atol=TOLERANCE, rtol=1e-3)
