@@ -1,6 +1,8 @@
 """Who may call, watch and change things: at a real server's real socket, with what real clients can send."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,18 @@ def user_hashes(live: LiveServer) -> set[str]:
     return {call.session.user_hash for call in live.server.desk._calls}
 
 
+@asynccontextmanager
+async def undisturbed(live: LiveServer) -> AsyncIterator[None]:
+    """Somebody who may talks meanwhile, and loses nothing."""
+    async with calling(live.url, additional_headers=bearer(BERT)) as caller:
+        await caller.greeted()
+        talking = asyncio.create_task(caller.talk(voice(20)))
+        yield
+        assert len(await talking) == 19
+        assert not caller.errors
+        assert not [note for note in caller.notes if note["type"] == "stats"]
+
+
 async def refused(live: LiveServer, query: str = "", **options: Any) -> tuple[int, str]:
     """Call in vain: gives HTTP's status and the sentence."""
     with pytest.raises(InvalidStatus) as caught:
@@ -49,7 +63,7 @@ async def refused(live: LiveServer, query: str = "", **options: Any) -> tuple[in
 
 
 async def test_a_call_without_a_token_is_turned_away_before_the_upgrade(tiny: Path) -> None:
-    async with serving(tiny, **CLOSED) as live:
+    async with serving(tiny, **CLOSED) as live, undisturbed(live):
         status, sentence = await refused(live)
         assert status == 401
         assert sentence.startswith("got a call without a token; expected a token that this server knows; send it as")

@@ -36,7 +36,7 @@ def secure(live: LiveServer) -> str:
     return live.url.replace("http://", "https://")
 
 
-async def test_a_call_over_tls(tiny: Path, tmp_path: Path) -> None:
+async def test_a_call_over_tls(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with serving(tiny, tls_self_signed=True, data_dir=tmp_path / "data", heartbeat_s=0.5) as live:
         context = trusting(tmp_path / "data" / "tls" / "cert.pem")
         async with calling(secure(live), ssl=context) as caller:
@@ -51,6 +51,7 @@ async def test_a_call_over_tls(tiny: Path, tmp_path: Path) -> None:
         with pytest.raises(ssl.SSLCertVerificationError):
             async with calling(secure(live), ssl=ssl.create_default_context()):
                 pass
+    assert not [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_slow_reader_over_tls_loses_only_its_own_sound(tiny: Path, tmp_path: Path) -> None:
