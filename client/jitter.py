@@ -4,13 +4,16 @@ It looks at one figure, the *cushion*: what still waits at the moment when new s
 the last ten seconds is delay that nobody needed; all of it but a small margin is taken out, in silence where there is
 silence, else by leaving out whole pitch periods of the voice. A cushion of zero was an underrun: the silence that
 filled it has already made the delay longer by as much as the sound was late. So the buffer follows the network both
-ways, needs no clock, and is bounded (docs/decisions/0050-jitter-buffer.md).
+ways, and is bounded (docs/decisions/0050-jitter-buffer.md).
 
 It knows samples and a lock. It knows nothing of sockets, cards or Opus. Shapes: sound is float32 [samples] at 24 kHz.
 """
 
+import math
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -32,6 +35,8 @@ _QUIET: Final = 10 ** (-50 / 20)
 _SHORTEST_PERIOD: Final = 5 * _PER_MS
 _LONGEST_PERIOD: Final = 20 * _PER_MS
 """A voice's pitch periods, 50 to 200 Hz, or several of a higher voice."""
+_NOBODY_S: Final = 0.2
+"""Loudspeakers that have asked for nothing for so long do not play: not yet, or no longer."""
 
 
 class JitterSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,8 +73,11 @@ class JitterFigures(msgspec.Struct, frozen=True, kw_only=True):
 class JitterBuffer:
     """One stream of sound. `put` is for the event loop, `take` for the sound card's thread; neither waits."""
 
-    def __init__(self, settings: JitterSettings | None = None) -> None:
+    def __init__(self, settings: JitterSettings | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` gives seconds; it only tells whether anybody plays."""
         self._settings = settings or JitterSettings()
+        self._clock = clock
+        self._taken_at = -math.inf
         self._lock = threading.Lock()
         self._sound: Pcm = np.zeros(0, np.float32)
         self._cushions: deque[int] = deque(maxlen=_LONG)
@@ -82,6 +90,8 @@ class JitterBuffer:
         with self._lock:
             if not self._started:
                 self._sound = np.zeros(self._settings.start_ms * _PER_MS, np.float32)
+            if self._nobody_plays():
+                self._forget()
             self._cushions.append(len(self._sound))
             self._sound = np.concatenate((self._sound, _faded_in(pcm) if self._starving else pcm))
             self._put += len(pcm)
@@ -92,6 +102,7 @@ class JitterBuffer:
     def take(self, count: int) -> Pcm:
         """Give `count` samples; where there are none, silence."""
         with self._lock:
+            self._note_taking()
             given, self._sound = self._sound[:count], self._sound[count:]
             missing = count - len(given)
             if not missing:
@@ -135,6 +146,21 @@ class JitterBuffer:
                 cut_ms=self._cut / _PER_MS,
                 dropped_ms=self._dropped / _PER_MS,
             )
+
+    def _nobody_plays(self) -> bool:
+        return self._clock() - self._taken_at > _NOBODY_S
+
+    def _note_taking(self) -> None:
+        if self._nobody_plays():
+            self._cushions.clear()
+        self._taken_at = self._clock()
+
+    def _forget(self) -> None:
+        """Nobody plays: keep no more than a beginning needs, or the whole call is heard so much later."""
+        surplus = max(0, len(self._sound) - self._settings.start_ms * _PER_MS)
+        self._sound = self._sound[surplus:]
+        self._dropped += surplus
+        self._cushions.clear()
 
     def _note_underrun(self, missing: int) -> None:
         """Silence was played: from now on every arrival would have found so much more waiting."""

@@ -106,8 +106,31 @@ def test_a_period_is_cut_without_a_click() -> None:
     assert levels.min() > 0.7 * np.median(levels)
 
 
+def test_while_nobody_plays_no_delay_gathers() -> None:
+    """Loudspeakers need a second to start, or were unplugged for one."""
+    now = 0.0
+    buffer = JitterBuffer(JitterSettings(start_ms=40), clock=lambda: now)
+    for frame in frames(speechlike(12 * FRAME)):
+        buffer.put(frame)
+        now += 0.08
+    assert buffer.waiting_ms == 40 + 80
+    for frame in frames(speechlike(50 * FRAME)):
+        for _ in range(4):
+            buffer.take(BLOCK)
+            now += 0.02
+        buffer.put(frame)
+    assert buffer.waiting_ms <= 40 + 80
+    now += 1.0
+    for frame in frames(speechlike(5 * FRAME)):
+        buffer.put(frame)
+    assert buffer.waiting_ms <= 40 + 80
+    assert buffer.figures().underruns == 0
+    assert buffer.figures().dropped_ms > 1000
+
+
 def test_nothing_is_kept_beyond_the_limit() -> None:
     buffer = JitterBuffer(JitterSettings(limit_ms=500))
+    buffer.take(0)
     for frame in frames(speechlike(100 * FRAME)):
         buffer.put(frame)
         assert buffer.waiting_ms <= 500
