@@ -48,6 +48,8 @@ _SHUTDOWN_S: Final = 3.0
 _SILENT_S: Final = 30.0
 """A connection on which nothing is asked for so long is closed."""
 _LONGEST_BODY: Final = 65_536
+_LINGER_S: Final = 2.0
+"""A body nobody wants goes on arriving for so long after the answer."""
 _PACKAGES: Final = ("duologue", "moshi", "torch", "sphn", "aiohttp")
 
 
@@ -153,7 +155,11 @@ class Server:
         Raises `OSError` when the address cannot be listened on.
         """
         runner = web.AppRunner(
-            self.application(), access_log=None, shutdown_timeout=_SHUTDOWN_S, keepalive_timeout=_SILENT_S
+            self.application(),
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_S,
+            keepalive_timeout=_SILENT_S,
+            lingering_time=_LINGER_S,
         )
         await runner.setup()
         try:

@@ -4,6 +4,7 @@
 same and takes the token out of the address. The cookie is HttpOnly: no script reads it; under TLS it is Secure, too.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs
@@ -27,6 +28,7 @@ _POLICY: Final = {
 }
 _FORM: Final = "application/x-www-form-urlencoded"
 _MOST_FIELDS: Final = 8
+_PATIENCE_S: Final = 10.0
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -63,7 +65,7 @@ class Login:
 
     async def _sign_in(self, request: web.Request) -> web.Response:
         by_form = request.content_type == _FORM
-        who, cookie = self._auth.sign_in(_token(await request.read(), by_form=by_form))
+        who, cookie = self._auth.sign_in(_token(await _body(request), by_form=by_form))
         if by_form:
             response = web.Response(status=303, headers={"Location": "/"})
         else:
@@ -90,6 +92,17 @@ class Login:
             secure=request[VISITOR].secure,
         )
         return response
+
+
+async def _body(request: web.Request) -> bytes:
+    """Read what was sent, if it comes soon. Raises `DoorError`."""
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            return await request.read()
+    except TimeoutError as problem:
+        raise DoorError(
+            got="a body that does not come", expected=f"all of it within {_PATIENCE_S:g} s", remedy="send it again"
+        ) from problem
 
 
 def _token(body: bytes, *, by_form: bool) -> str:

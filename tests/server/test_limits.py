@@ -191,6 +191,38 @@ async def test_an_address_that_floods_is_sent_away(tiny: Path, flood: bytes | st
         await until(lambda: live.count("duologue_sessions_total", end_reason="too_fast") == 1)
 
 
+@pytest.mark.parametrize(
+    "began",
+    [b"", b"GET /healthz HTT", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "],
+    ids=["nothing", "half a line", "half a head"],
+)
+async def test_a_connection_that_asks_for_nothing_is_closed(
+    tiny: Path, began: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.app._SILENT_S", 0.5)
+    async with serving(tiny) as live, neighbour(live):
+        host, port = live.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(began)
+        async with asyncio.timeout(10):
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(1):
+                    pass
+        writer.close()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.login._PATIENCE_S", 0.2)
+    async with serving(tiny, slots=1) as live:
+        host, port = live.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /api/login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\ntoken=")
+        async with asyncio.timeout(10):
+            assert b" 400 " in await reader.readline()
+            writer.close()
+            await until(lambda: not [task for task in asyncio.all_tasks() if "RequestHandler.start" in repr(task)])
+
+
 async def test_an_address_that_asks_too_often_is_told_to_wait(tiny: Path) -> None:
     settings = BEHIND_A_PROXY | {"max_bytes_per_s_per_address": 16_384, "max_message_bytes": 8192}
     async with serving(tiny, **settings) as live, neighbour(live):
