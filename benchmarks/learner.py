@@ -155,10 +155,9 @@ def _ours(given: argparse.Namespace, folder: Path, pairs: "list[Pair]") -> Side:
     checkpoint = load_checkpoint(folder, device=torch.device("cpu"), dtype=torch.float32)
     policy = Policy(checkpoint, rank=_RANK)
     settings = LearnerSettings(loss="dpo", beta=_BETA, learning_rate=1e-4, batch=given.pairs, rank=_RANK)
-    positions = settings.positions
 
     def refer() -> "list[Pair]":
-        return reference_of(policy, pairs, name="", base_sha256="", positions=positions)
+        return reference_of(policy, settings, pairs, name="", base_sha256="")
 
     ready = refer()
 

@@ -7,20 +7,24 @@ import torch
 from torch import Tensor
 
 from online_align.batches import batches, pack
+from online_align.learner import context_of
 from online_align.policy import Policy
 from online_align.records import Pair
+from online_align.settings import LearnerSettings
 
 __all__ = ["divergence_from"]
 
 
-def divergence_from(policy: Policy, before: Mapping[str, Tensor], pairs: Sequence[Pair], *, positions: int) -> float:
+def divergence_from(
+    policy: Policy, before: Mapping[str, Tensor], pairs: Sequence[Pair], settings: LearnerSettings
+) -> float:
     """Mean KL(policy || as it was with `before`) over the chosen sides' frames of `pairs`, in nats a frame.
 
     `before` are copies of `Policy.learned`. Raises `PairError`.
     """
-    rows = [pack(pair, policy.grid) for pair in pairs]
+    rows = [pack(pair, policy.grid, context=context_of(policy, settings)) for pair in pairs]
     total, frames = 0.0, 0.0
-    for batch in batches(rows, policy.grid, policy.text_linear.weight.device, positions=positions):
+    for batch in batches(rows, policy.grid, policy.text_linear.weight.device, positions=settings.positions):
         count = float(batch.real_B2N[:, 0].sum())
         total += count * policy.divergence(batch, lambda: _as_it_was(policy, before))
         frames += count

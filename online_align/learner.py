@@ -26,7 +26,7 @@ from online_align.settings import LearnerSettings
 from online_align.training_state import Standing, restore, save
 from online_align.workers import Workers
 
-__all__ = ["Figures", "Pass", "evaluate", "optimiser_groups", "reference_of"]
+__all__ = ["Figures", "Pass", "context_of", "evaluate", "optimiser_groups", "reference_of"]
 
 _FINAL_SHARE: Final = 0.1
 """Of the learning rate, at the last step."""
@@ -139,8 +139,7 @@ class Pass:
 
     def _rows(self, pairs: Sequence[Pair], *, preference: bool) -> list[PackedPair]:
         anchored = self._settings.anchor > 0
-        frames = self._settings.context_s
-        context = None if frames is None else round(frames * self._policy.grid.frame_rate)
+        context = context_of(self._policy, self._settings)
         whole = (anchored, False) if preference else (True, False)
         return [pack(pair, self._policy.grid, context=context, whole=whole) for pair in pairs]
 
@@ -188,12 +187,21 @@ def scored_of(logp_B2N: Tensor, batch: Batch) -> Scored:
     )
 
 
+def context_of(policy: Policy, settings: LearnerSettings) -> int:
+    """Frames of the past that are read: at most as many as the model attends to."""
+    asked = settings.context_s
+    grid = policy.grid
+    return grid.context if asked is None else min(grid.context, round(asked * grid.frame_rate))
+
+
 @torch.no_grad()
-def reference_of(policy: Policy, pairs: Sequence[Pair], *, name: str, base_sha256: str, positions: int) -> list[Pair]:
+def reference_of(
+    policy: Policy, settings: LearnerSettings, pairs: Sequence[Pair], *, name: str, base_sha256: str
+) -> list[Pair]:
     """The pairs with log-probabilities by the policy as it is now, which is the adapter `name`. Raises `PairError`."""
-    rows = [pack(pair, policy.grid) for pair in pairs]
+    rows = [pack(pair, policy.grid, context=context_of(policy, settings)) for pair in pairs]
     found: dict[str, Reference] = {}
-    for batch in batches(rows, policy.grid, policy.text_linear.weight.device, positions=positions):
+    for batch in batches(rows, policy.grid, policy.text_linear.weight.device, positions=settings.positions):
         logp_B2N = policy(batch).cpu().numpy()
         for pair, logp_2N in zip(batch.pairs, logp_B2N, strict=True):
             found[pair.id] = Reference(
@@ -208,7 +216,8 @@ def reference_of(policy: Policy, pairs: Sequence[Pair], *, name: str, base_sha25
 @torch.no_grad()
 def evaluate(policy: Policy, settings: LearnerSettings, pairs: Sequence[Pair]) -> Figures:
     """Loss, margin and accuracy on pairs that are not trained on; all of them need their reference."""
-    rows = [pack(pair, policy.grid, whole=(False, False)) for pair in pairs]
+    context = context_of(policy, settings)
+    rows = [pack(pair, policy.grid, context=context, whole=(False, False)) for pair in pairs]
     sums: dict[str, float] = {}
     device = policy.text_linear.weight.device
     for batch in batches(rows, policy.grid, device, positions=settings.positions):

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from online_align.durable import write_durably
+from online_align.good_spans import GoodSpan
 from online_align.learner import Figures
 from online_align.settings import LearnerSettings
 from server.errors import DuologueError
@@ -40,6 +41,9 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     settings: LearnerSettings
     pairs: tuple[str, ...]
     replayed: tuple[str, ...] = ()
+    """Pairs of earlier rounds, of which only the chosen sides are learned from, without a preference."""
+    good: tuple[GoodSpan, ...] = ()
+    """Spans that are learned from in the same way."""
     begun_again: int = 0
     """How often it was planned anew because something was deleted."""
     stage: Stage = Stage.PLANNED

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from online_align.drift import divergence_from
 from online_align.export import CONFIG, Manifest, write_adapter
+from online_align.good_spans import find_spans, open_spans
 from online_align.learner import Figures, Pass, evaluate, reference_of
 from online_align.pair_store import PairStore
 from online_align.policy import Policy
@@ -124,7 +125,8 @@ class Rounds:
         return self._plan(len(rounds) + 1, rounds, waiting) if waiting else None
 
     def _plan(self, number: int, rounds: Sequence[Round], waiting: Sequence[str]) -> Round:
-        base = file_sha256(self._load().lm_path)
+        checkpoint = self._load()
+        base, lm = file_sha256(checkpoint.lm_path), checkpoint.lm
         earlier = [pair for each in rounds[::-1] for pair in each.pairs]
         there = self._store.ids()
         again = [pair for pair in earlier if pair in there][: round(self._settings.replay * len(waiting))]
@@ -137,6 +139,14 @@ class Rounds:
             settings=self._settings,
             pairs=tuple(waiting),
             replayed=tuple(again),
+            good=tuple(
+                find_spans(
+                    self._journal,
+                    checkpoint=self._checkpoint,
+                    silent=(lm.text_padding_token_id, lm.end_of_text_padding_id),
+                    count=round(self._settings.good * len(waiting)),
+                )
+            ),
         )
         return self._write(planned)
 
@@ -178,7 +188,7 @@ class Rounds:
         if not heldout or self._workers.size > 1:
             return None, None
         figures = evaluate(policy, current.settings, heldout)
-        return figures, divergence_from(policy, before, heldout[:_PROBED], positions=current.settings.positions)
+        return figures, divergence_from(policy, before, heldout[:_PROBED], current.settings)
 
     def _export(
         self,
@@ -220,6 +230,7 @@ class Rounds:
             manifest=(folder / "manifest.json").read_text(),
         )
         sessions = {pair.session for pair in self._opened((*current.pairs, *current.replayed))}
+        sessions |= {span.session for span in current.good}
         if current.parent:
             sessions |= set(self._registry.sessions_of(current.parent))
         self._registry.add(row, sessions=sorted(sessions))
@@ -228,30 +239,28 @@ class Rounds:
     def _still_there(self, current: Round) -> tuple[Round, list[Pair], list[Pair]]:
         """The round without what has been deleted since it was planned; the very same one when nothing has."""
         pairs, replayed = self._opened(current.pairs), self._opened(current.replayed)
+        good = open_spans(self._journal, current.good)
         parent = current.parent
         if parent and self._registry.get(parent).withdrawn:
             parent = self._parent(current.base_sha256)
-        if (len(pairs), len(replayed), parent) != (len(current.pairs), len(current.replayed), current.parent):
+        planned = (len(current.pairs), len(current.replayed), len(current.good), current.parent)
+        if (len(pairs), len(replayed), len(good), parent) != planned:
+            there = {pair.session for pair in good}
             log.warning("round %d begins again: a call that it was to learn from was deleted", current.number)
             current = self._write(
                 current,
                 pairs=tuple(pair.id for pair in pairs),
                 replayed=tuple(pair.id for pair in replayed),
+                good=tuple(span for span in current.good if span.session in there),
                 parent=parent,
                 begun_again=current.begun_again + 1,
             )
-        return current, pairs, replayed
+        return current, pairs, [*replayed, *good]
 
     def _referenced(self, policy: Policy, current: Round, pairs: Sequence[Pair]) -> list[Pair]:
         """Pairs with log-probabilities by the parent: those they have, where they are its; else computed and kept."""
         lacking = [pair for pair in pairs if not _has_reference(pair, current)]
-        found = reference_of(
-            policy,
-            lacking,
-            name=current.parent,
-            base_sha256=current.base_sha256,
-            positions=current.settings.positions,
-        )
+        found = reference_of(policy, current.settings, lacking, name=current.parent, base_sha256=current.base_sha256)
         if self._workers.first:
             for pair in found:
                 assert pair.reference is not None

@@ -27,17 +27,19 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     depth_learning_rate: Annotated[float, Meta(gt=0, le=1)] = 1e-3
     """Of the depth transformer's, which learn only when sound is scored."""
     warm_up_steps: Annotated[int, Meta(ge=0)] = 2
-    batch: Annotated[int, Meta(ge=1)] = 16
+    batch: Annotated[int, Meta(ge=1)] = 8
     """Pairs of one step."""
     rank: Annotated[int, Meta(ge=1, le=128)] = 16
     scaling: Annotated[float, Meta(gt=0)] = 2.0
     clip: Annotated[float, Meta(gt=0)] = 1.0
     """Longest gradient."""
-    anchor: Annotated[float, Meta(ge=0)] = 0.1
+    anchor: Annotated[float, Meta(ge=0)] = 3.0
     """Weight of the supervised term: mean negative log-probability of the chosen sides."""
     replay: Annotated[float, Meta(ge=0, le=1)] = 0.25
     """Chosen sides of earlier rounds for each new pair. They are learned from by the supervised term alone: no pair's
     preference is trained twice."""
+    good: Annotated[float, Meta(ge=0, le=10)] = 2.0
+    """Good spans (`good_spans`) for each new pair, by the supervised term alone."""
     context_s: Annotated[float, Meta(gt=0)] | None = None
     """Seconds of the past that are read; None is all that a pair has."""
     positions: Annotated[int, Meta(ge=1)] = 768

@@ -8,7 +8,7 @@ Legend: B pairs, S positions of a row, D width, H heads, C width of a head, F ha
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 from moshi.modules.transformer import RMSNorm
@@ -77,16 +77,36 @@ class TemporalLayer(nn.Module):
 
 def norm(module: nn.Module) -> Prepare:
     """One of upstream's norms as a plain function: upstream compiles its own, which costs minutes on a CPU."""
-    if not isinstance(module, RMSNorm):
-        return module
+    return _Rms(module) if isinstance(module, RMSNorm) else module
 
-    def rms(x: Tensor) -> Tensor:
-        wide = x if module.dtype is None else x.to(module.dtype)
-        variance = module.eps + wide.square().mean(-1, keepdim=True)
-        normed: Tensor = wide * (module.alpha.to(variance) * variance.rsqrt())
-        return normed.to(x.dtype)
 
-    return rms
+class _Rms:
+    """Upstream's `RMSNorm` in float32, and its gradient."""
+
+    def __init__(self, module: RMSNorm) -> None:
+        self._module = module
+        self._eps = float(module.eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        z = (wide * self._scale(wide)).mul_(self._alpha)
+        return z.to(x.dtype)
+
+    def slope(self, x: Tensor, dz: Tensor) -> Tensor:
+        wide = x.float()
+        scale = self._scale(wide)
+        slope = dz.float() * self._alpha
+        along = (slope * wide).mean(-1, keepdim=True)
+        return slope.mul_(scale).addcmul_(wide, along * scale**3, value=-1.0).to(x.dtype)
+
+    def _scale(self, wide: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        return (size.square() / wide.shape[-1] + self._eps).rsqrt()
+
+    @property
+    def _alpha(self) -> Tensor:
+        weight: Tensor = self._module.alpha  # asked for anew each time: FSDP puts another tensor in its place
+        return weight.float()
 
 
 def _attend(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor, view: View) -> Tensor:
@@ -105,13 +125,38 @@ def _as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def _gate(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def gate(x: Tensor) -> Tensor:
-        opening, passing = x.chunk(2, dim=-1)
-        out: Tensor = activation(opening) * passing
-        return out
+def _gate(activation: Callable[[Tensor], Tensor]) -> Prepare:
+    return _SILU_GATE if activation is functional.silu else _Gate(activation)
 
-    return gate
+
+class _Gate:
+    """Half of the input opens or closes the other half."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        self._activation = activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        opening, passing = x.chunk(2, dim=-1)
+        return self._activation(opening) * passing
+
+
+class _SiluGate:
+    """The gate of Moshi's layers, and its gradient."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        opening, passing = x.chunk(2, dim=-1)
+        return functional.silu(opening).mul_(passing)
+
+    def slope(self, x: Tensor, dz: Tensor) -> Tensor:
+        opening, passing = x.chunk(2, dim=-1)
+        dx = torch.empty_like(x)
+        to_opening, to_passing = dx.chunk(2, dim=-1)
+        torch.mul(functional.silu(opening), dz, out=to_passing)
+        to_opening.copy_(torch.ops.aten.silu_backward(dz.mul_(passing), opening))
+        return dx
+
+
+_SILU_GATE: Final = _SiluGate()
 
 
 def _heads(x_BSD: Tensor, heads: int) -> Tensor:

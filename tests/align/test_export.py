@@ -35,7 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tiny: Path) -> Policy:
     policy = Policy(load_checkpoint(tiny, device=torch.device("cpu"), dtype=torch.float32), rank=4)
     pairs = [random_pair(n, kind=PairKind.CUT_OFF, event=1) for n in range(12)]
-    Pass(policy, SETTINGS, reference_of(policy, pairs, name="", base_sha256="x", positions=256)).run()
+    Pass(policy, SETTINGS, reference_of(policy, SETTINGS, pairs, name="", base_sha256="x")).run()
     return policy
 
 

@@ -32,7 +32,7 @@ def fresh(tiny: Path, **more: object) -> Policy:
 def pairs(tiny: Path) -> list[Pair]:
     kinds = [PairKind.CONTENT, PairKind.CUT_OFF]
     made = [random_pair(n, past=8 + n % 5, same=n % 3, kind=kinds[n % 2], event=1) for n in range(14)]
-    return reference_of(fresh(tiny), made, name="", base_sha256="x", positions=128)
+    return reference_of(fresh(tiny), FAST, made, name="", base_sha256="x")
 
 
 def noted(steps: list[int], step: int, _figures: Figures) -> None:

@@ -103,17 +103,18 @@ def test_the_narrow_twin_goes_the_whole_way(twin: Path, tmp_path: Path) -> None:
     policy = Policy(load_checkpoint(twin, device=torch.device("cpu"), dtype=torch.float32), rank=8)
     assert (len(policy.layers), policy.grid.context) == (32, 3000)
     pairs = [make_pair(str(at), said[:at], said[at : at + 6], said[at + 6 : at + 11]) for at in (4, 8)]
-    pairs = reference_of(policy, pairs, name="", base_sha256=file_sha256(twin / "model.safetensors"), positions=64)
+    settings = LearnerSettings(batch=2, rank=8, learning_rate=0.03, checkpointing=True)
+    base = file_sha256(twin / "model.safetensors")
+    pairs = reference_of(policy, settings, pairs, name="", base_sha256=base)
     for pair, at in zip(pairs, (4, 8), strict=True):
         assert pair.reference is not None
         np.testing.assert_allclose(pair.reference.chosen_T, logprob[at : at + 6], atol=1e-4)
-    settings = LearnerSettings(batch=2, rank=8, learning_rate=0.03, checkpointing=True)
     figures = Pass(policy, settings, pairs, state=tmp_path / "pass.safetensors").run()
     assert figures.pairs == 2
     state = load_file(tmp_path / "pass.safetensors")
     assert len(state) == 3 * len(policy.learned()), "adapter and both moments"
     manifest = Manifest(
-        id="one", made_at=0, parent="", checkpoint="twin", base_sha256=file_sha256(twin / "model.safetensors"),
+        id="one", made_at=0, parent="", checkpoint="twin", base_sha256=base,
         settings=settings, pairs={"A": 2}, trained=figures,
     )  # fmt: skip
     config = json.loads((twin / "config.json").read_text())
