@@ -17,20 +17,18 @@ from online_align.records import PairKind
 
 __all__ = ["DEFAULT_MIX", "Mix", "Quota", "fingerprint", "is_heldout"]
 
-_CONTENT: Final = 0.73
-_TIMING_EACH: Final = (1 - _CONTENT) / 3
 _PART: Final = 2.0**-32
 
 
 class Mix(msgspec.Struct, frozen=True, kw_only=True):
     """Limits on what is made."""
 
-    shares: dict[str, float] = msgspec.field(
-        default_factory=lambda: {kind.value: _TIMING_EACH if kind.about_timing else _CONTENT for kind in PairKind}
-    )
-    """Share of all pairs that a kind may have, by its letter."""
+    timing_share: float = 0.27
+    """Of all pairs, that may be about timing alone. Pairs about content are never too many."""
+    kind_share: float = 0.135
+    """Of all pairs, that one kind of timing may have."""
     free: int = 100
-    """So many of each kind are taken whatever the shares: without content pairs there would be none at all."""
+    """So many of each kind of timing are taken whatever the shares: without content pairs there would be none."""
     per_user: int = 200
     """Pairs of one caller that are taken whatever his share; anonymous callers are one."""
     user_share: float = 0.1
@@ -57,8 +55,10 @@ class Quota:
     def refuses(self, kind: PairKind, user_hash: str) -> str:
         """Why one more pair of this kind and caller is too many; empty when it is not."""
         total = self._kinds.total() + 1
-        if self._kinds[kind] + 1 > max(self._mix.free, self._mix.shares.get(kind.value, 0.0) * total):
-            return "enough of its kind"
+        if kind.about_timing and self._kinds[kind] + 1 > self._mix.free:
+            timing = sum(count for each, count in self._kinds.items() if each.about_timing) + 1
+            if timing > self._mix.timing_share * total or self._kinds[kind] + 1 > self._mix.kind_share * total:
+                return "enough of its kind"
         if self._users[user_hash] + 1 > max(self._mix.per_user, self._mix.user_share * total):
             return "enough of this caller"
         return ""

@@ -34,39 +34,61 @@ def with_pause(name: str, at_s: float, pause_s: float) -> np.ndarray:
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """What a call came to."""
+    """What a call came to. `heard` and `said` are the sounds, frame by frame, float32 `[steps, FRAME]`."""
 
     tokens_TK: np.ndarray
     logprob_T: np.ndarray
+    heard: np.ndarray
+    said: np.ndarray
     signals: list[Signal]
     seed: int
 
 
-def call(engine: Engine, heard: np.ndarray, *, sampling: SamplingParams = GREEDY, seed: int = 7, slot: int = 0) -> Told:
-    """Call the model in one slot and say `heard` to it."""
-    board = Board(1, sample_rate=engine.sample_rate, frame_s=FRAME_S)
-    board.open(0)
-    pcm, active = np.zeros((engine.slots, FRAME), np.float32), np.arange(engine.slots) == slot
-    seed = engine.open(slot, sampling, seed=seed)
-    columns, logprobs = [], []
-    signals: dict[int, Signal] = {}
-    for start in range(0, len(heard) - FRAME + 1, FRAME):
-        pcm[slot] = heard[start : start + FRAME]
+def call(engine: Engine, heard: np.ndarray, *, sampling: SamplingParams = GREEDY, seed: int = 7) -> Told:
+    """Call the model and say `heard` to it."""
+    pcm, active = np.zeros((engine.slots, FRAME), np.float32), np.arange(engine.slots) == 0
+    seed = engine.open(0, sampling, seed=seed)
+    columns, logprobs, said = [], [], []
+    frames = heard[: len(heard) // FRAME * FRAME].reshape(-1, FRAME)
+    for frame in frames:
+        pcm[0] = frame
         out = engine.step(pcm, active)
-        text = int(out.text[slot])
-        word = text > 0 and str(engine.text_tokenizer.id_to_piece(text)).startswith("▁")
-        frame = RowFrame(heard=pcm[slot].copy(), said=np.asarray(out.pcm)[slot].copy(), word=word)
-        signals |= {signal.id: signal for signal in board.hear({0: frame})[0]}
-        if text >= 0:
-            columns.append(out.tokens.numpy()[slot].copy())
-            logprobs.append(float(out.logprob[slot]))
-    signals |= {signal.id: signal for signal in board.close(0, hung_up=True)}
-    engine.close(slot)
+        said.append(np.asarray(out.pcm)[0].copy())
+        if int(out.text[0]) >= 0:
+            columns.append(out.tokens.numpy()[0].copy())
+            logprobs.append(float(out.logprob[0]))
+    engine.close(0)
+    tokens = np.array(columns, np.int16)
     return Told(
-        tokens_TK=np.array(columns, np.int16),
+        tokens_TK=tokens,
         logprob_T=np.array(logprobs, np.float32),
-        signals=[signal for signal in signals.values() if signal.state != "withdrawn"],
+        heard=frames,
+        said=np.array(said),
+        signals=detect(engine, frames, np.array(said), tokens),
         seed=seed,
+    )
+
+
+def detect(engine: Engine, heard: np.ndarray, said: np.ndarray, tokens_TK: np.ndarray) -> list[Signal]:
+    """What the server's detector finds in both sides."""
+    board, signals = Board(1, sample_rate=engine.sample_rate, frame_s=FRAME_S), {}
+    board.open(0)
+    pieces = [str(engine.text_tokenizer.id_to_piece(int(text))) if text > 0 else "" for text in tokens_TK[:, 0]]
+    for step, (mine, its) in enumerate(zip(heard, said, strict=True)):
+        word = 0 < step <= len(pieces) and pieces[step - 1].startswith("▁")
+        for signal in board.hear({0: RowFrame(heard=mine, said=its, word=word)})[0]:
+            signals[signal.id] = signal
+    for signal in board.close(0, hung_up=True):
+        signals[signal.id] = signal
+    return [signal for signal in signals.values() if signal.state != "withdrawn"]
+
+
+def dubbed(engine: Engine, caller: Told, model: Told) -> Told:
+    """One call's caller with another call's model, of the same length: a model that did not listen."""
+    first_user = 1 + engine.model_codebooks
+    tokens = np.concatenate([model.tokens_TK[:, :first_user], caller.tokens_TK[:, first_user:]], axis=1)
+    return msgspec.structs.replace(
+        caller, tokens_TK=tokens, said=model.said, signals=detect(engine, caller.heard, model.said, tokens)
     )
 
 
@@ -103,7 +125,7 @@ def keep(
         )
     for signal in told.signals if signals is None else signals:
         writer.signal(name, signal)
-    writer.end(name, "hang_up")
+    writer.end(name, "closed")
     writer.stop()
 
 
