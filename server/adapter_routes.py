@@ -16,6 +16,7 @@ from server.adapters import Adapters
 from server.calls import CallDesk
 from server.errors import DuologueError
 from server.journal.registry import AdapterRow, RegistryError, VerdictRow
+from server.scheduler import Flips
 
 __all__ = ["AdapterRoutes", "AdapterView"]
 
@@ -43,9 +44,10 @@ class AdapterView(msgspec.Struct, frozen=True, kw_only=True):
 class AdapterRoutes:
     """The addresses below `/api/adapters`."""
 
-    def __init__(self, adapters: Adapters, desk: CallDesk) -> None:
+    def __init__(self, adapters: Adapters, desk: CallDesk, flips: Flips) -> None:
         self._adapters = adapters
         self._desk = desk
+        self._flips = flips
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Make them known."""
@@ -67,6 +69,8 @@ class AdapterRoutes:
                 "canary": plan.canary.id if plan.canary is not None else None,
                 "canary_share": plan.share,
                 "calls_with_base": calls[""],
+                "calls_moved": self._flips.calls_moved,
+                "longest_flip_ms": round(1000 * self._flips.longest_s, 4),
                 "waiting_for_room": plan.crowded,
                 "problem": self._adapters.problem,
                 "adapters": [self._view(row, calls) for row in rows],

@@ -126,7 +126,7 @@ class Server:
         app.router.add_get("/api/chat", self._chat)
         app.router.add_get("/api/info", self._info)
         app.router.add_get("/api/sessions", self._sessions)
-        AdapterRoutes(self.adapters, self.desk).add_routes(app.router)
+        AdapterRoutes(self.adapters, self.desk, self.scheduler.flips).add_routes(app.router)
         self.base.add_routes(app.router)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)

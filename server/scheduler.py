@@ -35,7 +35,7 @@ from server.rehearsal import rehearse
 from server.session import ModelInfo, Report, Session
 from server.tick import Step
 
-__all__ = ["Health", "Scheduler"]
+__all__ = ["Flips", "Health", "Scheduler"]
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,19 @@ class Health(StrEnum):
     READY = "ready"
     FAILED = "failed"
     """It could not be loaded, or a step raised. Only a restart helps."""
+
+
+class Flips(msgspec.Struct, kw_only=True):
+    """Changes of adapter so far, for the operator. The tick thread writes."""
+
+    calls_moved: int = 0
+    longest_s: float = 0.0
+    """The most that the tick was held up by one."""
+
+    def add(self, moved: int, flip_s: float) -> None:
+        """Note one."""
+        self.calls_moved += moved
+        self.longest_s = max(self.longest_s, flip_s)
 
 
 class Scheduler:
@@ -90,6 +103,7 @@ class Scheduler:
         self._wake = threading.Event()
         self._stopping = False
         self._generations = Generations()
+        self.flips = Flips()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._encoding = EncodingThread(lambda step: self._post(lambda: self._deliver(step)))
         self._thread = threading.Thread(target=self._run, name="duologue-tick", daemon=True)
@@ -148,7 +162,9 @@ class Scheduler:
 
         def follow() -> None:
             try:
-                applied.set_result(self._generations.obey(engine, plan, idle))
+                done = self._generations.obey(engine, plan, idle)
+                self.flips.add(done.moved, done.flip_s)
+                applied.set_result(done)
             except Exception as problem:  # noqa: BLE001 - whoever waits is to know, and the tick goes on
                 applied.set_exception(problem)
 
@@ -257,7 +273,11 @@ class Scheduler:
             opened.set_exception(FaultError())
 
     def _move_silent(self, sessions: Collection[Session]) -> None:
-        self._generations.silent(sessions)
+        began = time.perf_counter()
+        if moved := self._generations.silent(sessions):
+            flip_s = time.perf_counter() - began
+            self.flips.add(moved, flip_s)
+            self._metrics.swap_flip.observe(flip_s)
 
     def _close(self, session: Session, slot: int, reason: str) -> None:
         self._listening.closed(session, slot, reason)

@@ -278,9 +278,13 @@ class Engine:
             )
         number = self._reserved_place(str(folder), memory.count)
         try:
-            layers = {name: Widths(*memory.widths(name)) for name in memory.sites}
             file = read_adapter(
-                Path(folder), layers, base_sha256=self.base_sha256, max_rank=memory.rank, sha256=sha256, pause=pause
+                Path(folder),
+                self.adapter_layers,
+                base_sha256=self.base_sha256,
+                max_rank=memory.rank,
+                sha256=sha256,
+                pause=pause,
             )
             memory.write(number, file.parts, file.scaling, pause=pause)
             info = AdapterInfo(name=file.folder.name, sha256=file.sha256, rank=file.rank, scaling=file.scaling)
@@ -334,6 +338,12 @@ class Engine:
     def adapter_places(self) -> int:
         """How many adapters can be ready at once; 0 where the work on a frame knows none."""
         return self._work.adapters.count if self._work.adapters is not None else 0
+
+    @property
+    def adapter_layers(self) -> dict[str, Widths]:
+        """The linear layers that an adapter has parts for, by name; none where `adapter_places` is 0."""
+        memory = self._work.adapters
+        return {} if memory is None else {name: Widths(*memory.widths(name)) for name in memory.sites}
 
     @property
     def base_sha256(self) -> str:
