@@ -89,7 +89,7 @@ class _Rms:
 
     def __call__(self, x: Tensor) -> Tensor:
         wide = x.float()
-        z = (wide * self._scale(wide)).mul_(self._alpha)
+        z: Tensor = (wide * self._scale(wide)).mul_(self._alpha)
         return z.to(x.dtype)
 
     def slope(self, x: Tensor, dz: Tensor) -> Tensor:
@@ -97,11 +97,13 @@ class _Rms:
         scale = self._scale(wide)
         slope = dz.float() * self._alpha
         along = (slope * wide).mean(-1, keepdim=True)
-        return slope.mul_(scale).addcmul_(wide, along * scale**3, value=-1.0).to(x.dtype)
+        dx: Tensor = slope.mul_(scale).addcmul_(wide, along * scale**3, value=-1.0)
+        return dx.to(x.dtype)
 
     def _scale(self, wide: Tensor) -> Tensor:
         size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        return (size.square() / wide.shape[-1] + self._eps).rsqrt()
+        scale: Tensor = (size.square() / wide.shape[-1] + self._eps).rsqrt()
+        return scale
 
     @property
     def _alpha(self) -> Tensor:
