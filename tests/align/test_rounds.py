@@ -28,6 +28,7 @@ from online_align.settings import LearnerSettings
 from server.journal import Journal, open_journal
 from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState, VerdictRow, VerdictStage
 from tests.align.preferences import random_pair
+from tests.align.test_good_spans import ANSWERED, call
 from tests.journal.calls import record
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
@@ -158,6 +159,18 @@ def test_everything_deleted_before_it_began_again(journal: Journal, tmp_path: Pa
     assert made is not None
     assert made.stage is Stage.EMPTY
     assert not rounds.is_unfinished()
+
+
+def test_good_spans_are_planned_learned_from_and_in_the_lineage(journal: Journal, tmp_path: Path, tiny: str) -> None:
+    call(journal, "good", ANSWERED, checkpoint=tiny)
+    PairStore(journal).add(some(range(3)))
+    rounds = rounds_of(journal, tmp_path, tiny)
+    made = rounds.once()
+    assert made is not None
+    assert [span.session for span in made.good] == ["good"]
+    assert "good" in AdapterRegistry(journal.engine).sessions_of(made.adapter)
+    journal.removal.session("good")
+    assert AdapterRegistry(journal.engine).get(made.adapter).withdrawn
 
 
 def planned(journal: Journal, rounds: Rounds, tiny: str) -> Round:
