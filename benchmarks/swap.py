@@ -36,7 +36,9 @@ _RAMP_S: Final = 0.15
 _SETTLE_S: Final = 3.0
 _LATE_TO_ARRIVE_S: Final = 0.2
 """Frames that a swap made late are counted when they are answered."""
-_ROLLBACKS: Final = 5
+_ROLLBACKS: Final = 3
+_ROLLBACK_S: Final = 5.0
+"""Of the load, for one by HTTP and one by the registry."""
 _PATIENCE_S: Final = 30.0
 _GOAL_ROLLBACK_MS: Final = 1000.0
 
@@ -79,18 +81,29 @@ class Operator:
             return json.load(response)
 
     def take_back(self, *, by_http: bool) -> float:
-        """Take the live adapter back. Seconds until no call speaks with it any more."""
-        while (live := self.page("/api/info")["adapter"]) is None:  # what was live before that is being read again
-            time.sleep(_LATE_TO_ARRIVE_S)
+        """Take the live adapter back while calls speak with it. Seconds until none does, and no new one will."""
+        live = self._heard()
         began = time.monotonic()
         if by_http:
             self._post(f"/api/adapters/{live}/rollback")
         else:
             self._registry.roll_back(live, reason="measuring")
-        while live in {call["adapter"] for call in self.page("/api/sessions")["sessions"]}:
+        while live == self.page("/api/info")["adapter"] or live in self._speaking():
             if time.monotonic() - began > _PATIENCE_S:
                 raise TimeoutError(f"{live} is still heard")
         return time.monotonic() - began
+
+    def _heard(self) -> str:
+        """Wait for calls to speak with what is live; what was live before is read again after a rollback."""
+        began = time.monotonic()
+        while (live := self.page("/api/info")["adapter"]) is None or live not in self._speaking():
+            if time.monotonic() - began > _PATIENCE_S:
+                raise TimeoutError(f"no call speaks with {live}")
+            time.sleep(_LATE_TO_ARRIVE_S)
+        return str(live)
+
+    def _speaking(self) -> set[str]:
+        return {call["adapter"] for call in self.page("/api/sessions")["sessions"]}
 
     def _make_live(self, name: str) -> None:
         began = time.monotonic()
@@ -144,7 +157,7 @@ def take_turns(operator: Operator, url: str, callers: int, pairs: int, window_s:
     """Load the server, let windows with and without swaps take turns, and give the rows."""
     ramp_s = _RAMP_S * callers
     reports: list[LoadReport] = []
-    longest_s = ramp_s + 2 * _SETTLE_S + 2 * pairs * (window_s + 2 * _LATE_TO_ARRIVE_S) + 2.0 * _ROLLBACKS
+    longest_s = ramp_s + 2 * _SETTLE_S + 2 * pairs * (window_s + 2 * _LATE_TO_ARRIVE_S) + _ROLLBACK_S * _ROLLBACKS
     loading = threading.Thread(
         target=lambda: reports.append(load(url, callers=callers, seconds=longest_s, ramp_s=ramp_s))
     )

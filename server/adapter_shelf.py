@@ -25,8 +25,9 @@ __all__ = ["Refusal", "Shelf"]
 
 log = logging.getLogger(__name__)
 
+_SLICE_S: Final = 0.001
 _REST_S: Final = 0.001
-"""After each layer. The interpreter's lock is then the tick's for the asking."""
+"""After each slice of work. The interpreter's lock is then the tick's for the asking."""
 _WEIGHTS: Final = "lora.safetensors"
 
 _Key = tuple[str, str]
@@ -126,7 +127,7 @@ class Shelf:
     def _read(self, row: AdapterRow) -> int:
         began = time.monotonic()
         folder = folder_of(self._data_dir, row)
-        number = self.engine.load_adapter(folder, sha256=row.sha256, pause=lambda: time.sleep(_REST_S))
+        number = self.engine.load_adapter(folder, sha256=row.sha256, pause=_Slices())
         log.info("adapter %s is ready, after %.0f ms", row.id, 1000 * (time.monotonic() - began))
         return number
 
@@ -138,6 +139,18 @@ class Shelf:
         with contextlib.suppress(DuologueError, OSError):
             return (folder_of(self._data_dir, row) / _WEIGHTS).stat().st_size
         return 0
+
+
+class _Slices:
+    """Rests when a slice's time is used up."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._began >= _SLICE_S:
+            time.sleep(_REST_S)
+            self._began = time.monotonic()
 
 
 def _key(row: AdapterRow) -> _Key:
