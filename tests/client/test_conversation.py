@@ -275,6 +275,28 @@ async def test_where_the_monotonic_clock_sleeps_too_the_wall_clock_tells(monkeyp
         await talk.until(lambda: talk.state.reconnected == 1)
 
 
+async def test_without_a_card_the_call_goes_on_in_silence_until_it_is_back() -> None:
+    heard: list[float] = []
+
+    async def script(stage: Stage) -> None:
+        await stage.ready(max_speed=4.0)
+        while True:
+            heard.append(float(np.abs(await stage.hear()).max()))
+            await stage.speak(loud(0))
+
+    async with staged(script) as url, talking(url) as talk:
+        await talk.until(lambda: talk.jitter.played > 2 * FRAME)
+        await asyncio.to_thread(talk.card.unplug, "the cable was pulled")
+        before = len(heard)
+        await talk.until(lambda: len(heard) > before + 30)
+        assert max(heard[before + 5 :]) < 0.01
+        assert talk.jitter.waiting_ms <= 40 + 80, "what nobody hears does not become delay"
+        assert talk.state.reconnected == 0
+        await asyncio.to_thread(talk.card.open, talk.microphone.heard, talk.speaker.wanted)
+        played = talk.jitter.played
+        await talk.until(lambda: talk.jitter.played > played + 10 * FRAME)
+
+
 async def test_what_was_played_and_thought_is_told_to_the_server() -> None:
     notes: list[dict[str, Any]] = []
 
