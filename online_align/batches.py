@@ -60,7 +60,7 @@ class PackedPair(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     index: tuple[NDArray[np.int64], NDArray[np.int64]]
     """For each side `[T]`: the position that says the frame's text."""
     columns: tuple[NDArray[np.int64], NDArray[np.int64]]
-    """For each side `[T, K]`: its tokens, of which column 0 is the text that is scored."""
+    """For each side `[T, K]`: what the model's step at each frame is to say, delays included. Column 0 is the text."""
     credit: tuple[NDArray[np.float32], NDArray[np.float32]]
     """For each side `[T]`: what its frames weigh in the preference."""
 
@@ -84,7 +84,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     index_B2N: Tensor
     """int64: positions that say the frames of the chosen and the rejected side."""
     columns_B2NK: Tensor
-    """int64: the tokens of those frames; -1 beyond a side's end."""
+    """int64: what is to be said there, delays included; -1 beyond a side's end."""
     credit_B2N: Tensor
     """float32: weights of the frames in the preference; 0 beyond a side's end."""
 
@@ -123,7 +123,7 @@ def pack(pair: Pair, grid: Grid, *, context: int | None = None, whole: tuple[boo
         position_S=np.concatenate(position),
         branch_S=np.concatenate(branch),
         index=(index[0], index[1]),
-        columns=(sides[0][0], sides[1][0]),
+        columns=(_said(past_PK, sides[0][0], grid), _said(past_PK, sides[1][0], grid)),
         credit=(sides[0][1], sides[1][1]),
     )
 
@@ -215,6 +215,11 @@ def _delayed(columns_TK: NDArray[np.integer], grid: Grid) -> NDArray[np.int64]:
         if frames > delay:
             read[1 + delay :, codebook] = columns_TK[: frames - delay, codebook]
     return read
+
+
+def _said(past_PK: NDArray[np.integer], columns_TK: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:
+    """The column that follows each position: the frame's text, and audio of as many frames ago as it is delayed."""
+    return _delayed(np.concatenate([past_PK, columns_TK]), grid)[1 + len(past_PK) :]
 
 
 def _check(pair: Pair, grid: Grid) -> None:

@@ -33,6 +33,8 @@ _SETTINGS: Final = {
     "rank": "of the adapters",
     "anchor": "weight of the supervised term",
     "replay": "chosen sides of earlier rounds for each new pair",
+    "good": "good spans for each new pair",
+    "audio-weight": "how much sound counts beside text: an ablation",
     "context-s": "seconds of the past that are read",
     "positions": "most positions read at once: bounds the memory",
     "seed": "of the order and of the adapter's beginning",

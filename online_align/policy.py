@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from kernels.chunked_logp import chunked_logp
 from online_align.batches import Batch, Grid
 from online_align.lora import adapt, parts_of
+from online_align.losses import mix_streams
 from online_align.temporal import TemporalLayer, View, norm
 from server.engine.checkpoint import Checkpoint
 from server.errors import DuologueError
@@ -31,6 +32,7 @@ __all__ = ["Policy", "PolicyError"]
 _TEMPORAL: Final = "transformer."
 _LAYERS: Final = "layers."
 _PROBE_FRAMES: Final = 256
+_DEPTH: Final = ("depformer", "depformer_in", "linears")
 
 
 class PolicyError(DuologueError):
@@ -40,8 +42,10 @@ class PolicyError(DuologueError):
 class Policy(nn.Module):
     """A language model of Moshi's family with adapters to train. It takes the model for itself.
 
-    `rank` and `scaling` are the adapters'. With `checkpointing`, a layer's inner values are computed again for the
-    gradient: about a third slower and a few times smaller. Raises `PolicyError` for a model of another family.
+    With an `audio_weight` above 0, what the model's sound is counts too and the depth transformer learns as well: for
+    the ablation of section 1.7 of the paper, which found that unstable. `rank` and `scaling` are the adapters'. With
+    `checkpointing`, a layer's inner values are computed again for the gradient: slower and a few times smaller.
+    Raises `PolicyError` for a model of another family.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Policy(nn.Module):
         scaling: float = 2.0,
         seed: int = 0,
         checkpointing: bool = False,
+        audio_weight: float = 0.0,
     ) -> None:
         super().__init__()
         lm = checkpoint.lm
@@ -61,7 +66,13 @@ class Policy(nn.Module):
         self.rank, self.scaling, self.checkpointing, self.enabled = rank, scaling, checkpointing, True
         self.grid = _grid(checkpoint)
         lm.requires_grad_(False)
-        adapt(lm.transformer, rank=rank, scaling=scaling, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        adapt(lm.transformer, rank=rank, scaling=scaling, generator=generator)
+        self._audio_weight = audio_weight
+        if audio_weight > 0:
+            for part in _DEPTH:
+                adapt(getattr(lm, part), rank=rank, scaling=scaling, generator=generator)
+                self.add_module(part, getattr(lm, part))
         self.text_emb, self.emb = lm.text_emb, lm.emb
         self.layers = nn.ModuleList(TemporalLayer(layer) for layer in lm.transformer.layers)
         self.out_norm, self.text_linear = lm.out_norm, lm.text_linear
@@ -69,9 +80,14 @@ class Policy(nn.Module):
         self._speak = lm.forward_depformer_training
 
     def forward(self, batch: Batch) -> Tensor:
-        """Log-probabilities of both sides' text tokens, float32 `[B, 2, N]`, in nats; 0 beyond a side's end."""
+        """Log-probabilities of both sides' text tokens, float32 `[B, 2, N]`, in nats; 0 beyond a side's end.
+
+        With an `audio_weight`, that much of the mean of the frame's audio tokens is added.
+        """
+        hidden = self.hidden(batch)
+        audio = self.audio_logp(hidden, batch) if self._audio_weight > 0 else None
         # Cloned, because FSDP hangs its hooks on what a module returns, which must be no view.
-        return self.text_logp(self.hidden(batch), batch).clone()
+        return mix_streams(self.text_logp(hidden, batch), audio, audio_weight=self._audio_weight).clone()
 
     def hidden(self, batch: Batch) -> Tensor:
         """What the model thinks before it says each scored frame, `[B, 2, N, D]`."""
@@ -93,6 +109,17 @@ class Policy(nn.Module):
         text_B2N = batch.columns_B2NK[..., 0].contiguous()
         flat = hidden_B2ND.reshape(-1, hidden_B2ND.shape[-1])
         return chunked_logp(flat, self.text_linear.weight, text_B2N.reshape(-1)).view(text_B2N.shape)
+
+    def audio_logp(self, hidden_B2ND: Tensor, batch: Batch) -> Tensor:
+        """Log-probabilities of the audio tokens that each step says, float32 `[B, 2, N, Q]`; 0 where it says none."""
+        said = batch.columns_B2NK.flatten(0, 2)
+        with no_compile():
+            logits = self._speak(said[..., None], hidden_B2ND.flatten(0, 2)[:, None])
+        target = said[:, 1 : 1 + self.grid.model_codebooks]
+        real = (target >= 0) & (target < self.grid.audio_start)
+        logp = torch.log_softmax(logits[:, :, 0].float(), dim=-1)
+        picked = logp.gather(2, torch.where(real, target, 0)[..., None])[..., 0]
+        return torch.where(real, picked, 0.0).view(*batch.index_B2N.shape, -1)
 
     def text_distribution(self, hidden_ND: Tensor) -> Tensor:
         """All log-probabilities of the text stream, float32 `[N, V]`: for measuring divergence on a few frames."""

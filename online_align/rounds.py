@@ -280,13 +280,14 @@ class Rounds:
         if not current.parent:
             return Policy(
                 checkpoint, rank=settings.rank, scaling=settings.scaling, seed=settings.seed,
-                checkpointing=settings.checkpointing,
+                checkpointing=settings.checkpointing, audio_weight=settings.audio_weight,
             )  # fmt: skip
         folder = folder_of(self._data_dir, self._registry.get(current.parent))
         shape = json.loads((folder / CONFIG).read_text())
         policy = Policy(
-            checkpoint, rank=shape["lora_rank"], scaling=shape["lora_scaling"], checkpointing=settings.checkpointing
-        )
+            checkpoint, rank=shape["lora_rank"], scaling=shape["lora_scaling"],
+            checkpointing=settings.checkpointing, audio_weight=settings.audio_weight,
+        )  # fmt: skip
         policy.learn_from(load_file(folder / ADAPTER_WEIGHTS))
         return policy
 

@@ -42,6 +42,8 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Good spans (`good_spans`) for each new pair, by the supervised term alone."""
     context_s: Annotated[float, Meta(gt=0)] | None = None
     """Seconds of the past that are read; None is all that a pair has."""
+    audio_weight: Annotated[float, Meta(ge=0)] = 0.0
+    """How much a frame's sound counts beside its text: an ablation, not a recommendation."""
     positions: Annotated[int, Meta(ge=1)] = 768
     """Most positions read at once: bounds the memory of a step, and changes no result."""
     checkpointing: bool = False

@@ -164,6 +164,29 @@ def test_batches_hold_every_pair_once_and_few_positions() -> None:
     assert len(made) < len(pairs)
 
 
+def test_sound_counts_only_when_asked_and_is_upstreams(folder: Path) -> None:
+    """Per codebook, with its delay: upstream's training pass gives the same numbers."""
+    policy, lm = Policy(load(folder), rank=4, audio_weight=0.5), load(folder).lm
+    pair = random_pair(12, same=3)
+    batch = batch_of(policy, pair)
+    with torch.no_grad(), no_compile():
+        hidden = policy.hidden(batch)
+        audio, text, mixed = policy.audio_logp(hidden, batch), policy.text_logp(hidden, batch), policy(batch)
+        for side, tokens in enumerate((pair.chosen.tokens_TK, pair.rejected.tokens_TK)):
+            codes = torch.from_numpy(np.concatenate([pair.context_PK, tokens]).astype(np.int64)).T[None]
+            logits, past = lm.train()(codes).logits[0], len(pair.context_PK)
+            for codebook, delay in enumerate(policy.grid.delays[1:5]):
+                logp = torch.log_softmax(logits[codebook], -1).gather(1, codes[0, 1 + codebook, :, None])[:, 0]
+                wanted = logp[past - delay : past + len(tokens) - delay]
+                torch.testing.assert_close(audio[0, side, : len(tokens), codebook], wanted, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(mixed, text + 0.5 * audio.mean(-1))
+    learned = set(policy.learned())
+    assert any(name.startswith("depformer.") for name in learned)
+    assert any(name.startswith("linears.") for name in learned)
+    torch.autograd.backward(policy(batch).sum())
+    assert all(part.grad is not None for name, part in policy.learned().items() if "lora_B" in name)
+
+
 def test_pairs_that_cannot_be_trained_on(folder: Path) -> None:
     grid = Policy(load(folder), rank=1).grid
     silent = columns(5, 1)
