@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from client.call_state import CallState, Connection
-from client.jitter import JitterBuffer
+from client.jitter import JitterFigures
 from client.levels import SILENT_DBFS
 from client.microphone import Microphone
 from client.speaker import Speaker
@@ -83,12 +83,13 @@ class Screen:
         return layout
 
     def _figures(self) -> RenderableType:
+        figures = self._speaker.jitter.figures()
         table = Table.grid(padding=(0, 1))
         muted = Text("MUTED", style="bold red") if self._microphone.muted else Text("")
         table.add_row("you", _bar(self._microphone.level_dbfs), muted)
         table.add_row("model", _bar(self._speaker.level_dbfs), "")
         return Panel(
-            Group(table, _timing(self._state, self._speaker.jitter), _standing(self._state)),
+            Group(table, _timing(self._state, figures), _standing(self._state, figures)),
             title=f"Duologue  {self._place}",
             subtitle=_connection(self._state),
         )
@@ -151,16 +152,17 @@ def _connection(state: CallState) -> Text:
     return Text(f"{_SAYINGS[state.connection]}  {clock(state.age_s)}{again}", style=colour)
 
 
-def _timing(state: CallState, jitter: JitterBuffer) -> Text:
-    figures = jitter.figures()
+def _timing(state: CallState, figures: JitterFigures) -> Text:
     delay = "…" if state.delay_ms is None else f"{state.delay_ms:.0f} ms ({_MODEL_MS} of them the model's)"
-    return Text(
-        f"delay {delay}   buffer {figures.waiting_ms:.0f} ms   lag {state.lag_ms} ms   "
-        f"gaps {figures.underruns}   lost {state.lost_ms + figures.dropped_ms:.0f} ms"
-    )
+    return _line(f"delay {delay}", f"buffer {figures.waiting_ms:.0f} ms", f"gaps {figures.underruns}")
 
 
-def _standing(state: CallState) -> Text:
-    parts = [f"adapter {state.adapter or 'none'}"] if state.session else []
+def _standing(state: CallState, figures: JitterFigures) -> Text:
+    parts = [f"lag {state.lag_ms} ms", f"lost {state.lost_ms + figures.dropped_ms:.0f} ms"]
+    parts += [f"adapter {state.adapter or 'none'}"] if state.session else []
     parts += [f"this call is {state.consent}"] if state.consent else []
-    return Text("   ".join(parts), style="dim")
+    return _line(*parts)
+
+
+def _line(*parts: str) -> Text:
+    return Text("   ".join(parts), no_wrap=True, overflow="ellipsis")
