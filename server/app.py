@@ -267,6 +267,7 @@ def _describe(capacity: Capacity, *, admitting: bool) -> dict[str, Any]:
         "step_ms": {str(rows): round(1000 * seconds, 2) for rows, seconds in capacity.step_s.items()},
         "caller_loop_ms": round(1000 * capacity.caller.loop_s, 3),
         "caller_encode_ms": round(1000 * capacity.caller.encode_s, 3),
+        "caller_listen_ms": round(1000 * capacity.caller.listen_s, 3),
         "admitting": admitting,
     }
 

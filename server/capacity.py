@@ -7,10 +7,13 @@ The promise is that 99 of 100 frames are answered within a frame's time, 80 ms. 
 *Everybody at once*: all callers' frames are complete in the same instant; the last is answered when all have been
 decoded, stepped together, encoded and sent, one thing after the other. *Just too late*: a frame is complete when a
 step has just begun, waits for it to end, and then shares the next with all who have come meanwhile. Neither may take
-more than `SHARE` of a frame; the rest is for what no measurement at the start can see.
+more than `SHARE` of a frame; the rest is for what no measurement at the start can see. Besides, what is done for
+callers outside the step must fit into that share of one core, hearing what happens in their calls included: nobody
+waits for that, but it must keep up.
 """
 
 import gc
+import os
 from collections.abc import Callable
 from typing import Final
 
@@ -103,18 +106,29 @@ def fit_steps(step_s: dict[int, float]) -> StepCost:
     return StepCost(fixed_s=float(fixed_s), row_s=float(row_s))
 
 
-def callers_on_time(step: StepCost, caller: CallerCost, *, frame_s: float, at_most: int) -> int:
-    """Give the largest number of callers, 0 to `at_most`, for whom the hardest moments stay within the share."""
+def callers_on_time(
+    step: StepCost, caller: CallerCost, *, frame_s: float, at_most: int, cores: int | None = None
+) -> int:
+    """Give the largest number of callers, 0 to `at_most`, for whom the hardest moments stay within the share.
+
+    `cores` are those that this process may use, by default as the system tells; with one, all work shares it.
+    """
+    alone = (cores or _cores()) == 1
 
     def hardest_s(callers: int) -> float:
         beside_s = caller.loop_s + caller.encode_s
         at_once_s = step(callers) + callers * beside_s
+        kept_up_s = callers * (beside_s + caller.listen_s) + (step(callers) if alone else 0.0)
         free_s = frame_s - callers * step.row_s
         if free_s <= 0:
-            return at_once_s
+            return max(at_once_s, kept_up_s)
         others = min(float(callers - 1), max(1.0, callers * step.fixed_s / free_s))
         just_too_late_s = 2 * step(others) + others * beside_s if callers > 1 else 0.0
-        return max(at_once_s, just_too_late_s)
+        return max(at_once_s, just_too_late_s, kept_up_s)
 
     fitting = (callers for callers in range(at_most, 0, -1) if hardest_s(callers) <= SHARE * frame_s)
     return next(fitting, 0)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

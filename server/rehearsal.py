@@ -1,7 +1,7 @@
 """What one caller costs beside the engine: a short call through the real parts, before anybody calls.
 
-Socket, messages, Opus and queues are those of a call; in place of the model an echo answers at once. Runs on an
-event loop of its own, in the thread that asks.
+Socket, messages, Opus and queues are those of a call; in place of the model an echo answers at once. What it costs to
+hear both sides (`signals`) is taken apart from that. Runs on an event loop of its own, in the thread that asks.
 """
 
 import asyncio
@@ -23,6 +23,9 @@ from server.metrics import Metrics
 from server.ogg import OggWriter
 from server.parameters import CallParameters
 from server.session import ModelInfo, Session
+from server.signals import DEFAULT, Board, RowFrame
+from server.signals.echo import EchoGuard
+from server.signals.vad import SAMPLE_RATE_HZ
 from server.sound import PACKET_MS, SoundEncoder
 from server.wire import ChatSocket
 
@@ -30,6 +33,11 @@ __all__ = ["CallerCost", "rehearse"]
 
 _FRAMES: Final = 40
 _WARM_UP: Final = 8
+_LISTENED: Final = 4
+"""Rows that are heard together: more share a call of the network, and cost less each."""
+_LISTENED_FRAMES: Final = 12
+_LOOKS_FOR_ECHO: Final = 0.25
+"""Share of frames in which a caller speaks while, or just after, the model does."""
 _REQUEST: Final = (
     b"GET / HTTP/1.1\r\nHost: rehearsal\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -46,6 +54,8 @@ class CallerCost(msgspec.Struct, frozen=True, kw_only=True):
     """On the event loop: socket, decoding, queues, messages. A little too much: the peer's half is in it."""
     encode_s: float
     """In the encoding thread, without the interpreter's lock."""
+    listen_s: float = 0.0
+    """In the listening thread, which nobody waits for, but which must keep up."""
 
 
 def rehearse(model: ModelInfo, frames: int = _FRAMES) -> CallerCost:
@@ -66,7 +76,28 @@ async def _rehearse(model: ModelInfo, frames: int) -> CallerCost:
             await echo.answered(count + 1)
             await loop.sock_recv(peer, 65_536)
         spent_s = time.thread_time() - began - echo.encode_s
-    return CallerCost(loop_s=spent_s / frames, encode_s=echo.encode_s / frames)
+    return CallerCost(loop_s=spent_s / frames, encode_s=echo.encode_s / frames, listen_s=_listen(model))
+
+
+def _listen(model: ModelInfo) -> float:
+    """Seconds of a row's frame, in the company of others: no line is ever silent, and every fourth frame may be echo."""
+    board = Board(_LISTENED, sample_rate=model.sample_rate, frame_s=model.frame_s)
+    guard = EchoGuard(reach_s=DEFAULT.echo_reach_s)
+    source, size = np.random.default_rng(0), round(SAMPLE_RATE_HZ * model.frame_s)
+    for row in range(_LISTENED):
+        board.open(row)
+    spent_s = 0.0
+    for count in range(_WARM_UP + _LISTENED_FRAMES):
+        sound = 0.1 * source.standard_normal((2, model.frame_size)).astype(np.float32)
+        guard.feed(sound[0, :size], sound[1, :size])
+        frames = {row: RowFrame(heard=sound[0], said=sound[1], word=count % 4 == 0) for row in range(_LISTENED)}
+        began = time.thread_time()
+        board.hear(frames)
+        heard = time.thread_time()
+        guard.share()
+        if count >= _WARM_UP:
+            spent_s += (heard - began) / _LISTENED + _LOOKS_FOR_ECHO * (time.thread_time() - heard)
+    return spent_s / _LISTENED_FRAMES
 
 
 class _Echo:

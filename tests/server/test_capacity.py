@@ -5,14 +5,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.capacity import SHARE, Limits, StepCost, callers_on_time, fit_steps, load_wide
 from server.engine import Engine
+from server.generations import describe
 from server.rehearsal import CallerCost, rehearse
-from server.scheduler import _describe
 from tests.server.caller import calling, voice
 from tests.server.live import serving
 
@@ -56,6 +57,15 @@ def test_a_slower_machine_never_holds_more(step: StepCost, caller: CallerCost, f
     assert callers_on_time(slower, caller, frame_s=FRAME_S, at_most=64) <= fast
 
 
+@given(step=costs, caller=callers, listen_s=st.floats(0, 0.01), cores=st.integers(1, 3))
+def test_hearing_must_keep_up(step: StepCost, caller: CallerCost, listen_s: float, cores: int) -> None:
+    hearing = msgspec.structs.replace(caller, listen_s=listen_s)
+    count = callers_on_time(step, hearing, frame_s=FRAME_S, at_most=64, cores=cores)
+    assert count <= callers_on_time(step, caller, frame_s=FRAME_S, at_most=64, cores=cores)
+    busy_s = count * (caller.loop_s + caller.encode_s + listen_s) + (step(count) if cores == 1 and count else 0.0)
+    assert busy_s <= SHARE * FRAME_S
+
+
 def test_the_goal_in_figures() -> None:
     """A step of 1.5 ms for one and 10 ms for 32 on top of half a millisecond a caller: that holds more than 32."""
     step = fit_steps({1: 0.0015, 32: 0.010})
@@ -65,8 +75,9 @@ def test_the_goal_in_figures() -> None:
 
 
 def test_a_caller_costs_something_and_nothing_is_left_of_the_rehearsal(tiny: Path) -> None:
-    model = _describe(Engine.load(tiny, slots=1, device="cpu"))
+    model = describe(Engine.load(tiny, slots=1, device="cpu"))
     cost = rehearse(model, frames=10)
+    assert 0 < cost.listen_s < 1
     assert 1e-5 < cost.loop_s < 0.02
     assert 1e-5 < cost.encode_s < 0.02
 
