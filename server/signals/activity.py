@@ -26,6 +26,7 @@ _HINT_OF_VOICE: Final = 0.1
 _ONSET_DB: Final = 4.0
 _SOFT_DB: Final = 10.0
 _ABOVE_BACKGROUND_DB: Final = 10.0
+_DOUBTED_DB: Final = 1.0
 _FADE_DB: Final = 12.0
 _FADE_S: Final = 0.2
 _LEVEL_WEIGHT: Final = 0.2
@@ -109,10 +110,11 @@ class UserTrack:
                 self._own_dbfs -= self._limits.doubt_db
             return
         loudest = max(each.level_dbfs for _, each in own)
-        if self._is_known:
-            self._learn(loudest)
-        else:  # what he was taken for was a guess, and would break a quiet caller's first words into pieces
-            self._own_dbfs, self._is_known = loudest, True
+        if self._is_known or self._own_dbfs < self._limits.usual_dbfs - _DOUBTED_DB:
+            self._learn(loudest)  # not at all sure that it is he: somebody farther away has talked for some time
+        else:  # what he was taken for was a guess, and would break his first words into pieces if he is not so loud
+            self._own_dbfs = loudest
+        self._is_known = True
         self._near_at = t0
         self._syllables = _Syllables()
         began = self._first_hint(own[0][0])

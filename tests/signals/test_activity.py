@@ -55,3 +55,22 @@ def test_nothing_so_soft_begins_a_turn_of_the_model() -> None:
     track = ModelTrack(DEFAULT, sample_rate=16_000)
     track.feed(0.0, sound(-49.0, 1.0), word=False, over_user=False)
     assert track.turn is None
+
+
+def speech(dbfs: float, hops: int) -> list[Hop]:
+    return [Hop(probability=0.95, level_dbfs=dbfs - 8 * (index % 2)) for index in range(hops)]
+
+
+def length(track: UserTrack, hops: list[Hop], *, first: int = 0) -> float:
+    for index, hop in enumerate(hops, first):
+        track.feed(index * HOP_S, hop)
+    return 0.0 if track.turn is None else track.turn.length_s / HOP_S
+
+
+def test_a_quiet_callers_first_words_are_one_turn() -> None:
+    """Found on a recorded conversation: speech at -30 dBFS fell into pieces below the level that was guessed."""
+    assert length(UserTrack(DEFAULT), [*[SILENCE] * 40, *speech(-30.0, 40)]) == pytest.approx(40, abs=1)
+
+
+def test_who_talks_far_away_for_long_is_not_taken_for_the_caller() -> None:
+    assert length(UserTrack(DEFAULT), [*[SILENCE] * 40, *speech(-38.0, 120)]) < 10
