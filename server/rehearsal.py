@@ -80,7 +80,7 @@ async def _rehearse(model: ModelInfo, frames: int) -> CallerCost:
 
 
 def _listen(model: ModelInfo) -> float:
-    """Seconds of a row's frame, in the company of others: no line is ever silent, and every fourth frame may be echo."""
+    """Seconds of a row's frame in company: no line is ever silent, and every fourth frame may be echo."""
     board = Board(_LISTENED, sample_rate=model.sample_rate, frame_s=model.frame_s)
     guard = EchoGuard(reach_s=DEFAULT.echo_reach_s)
     source, size = np.random.default_rng(0), round(SAMPLE_RATE_HZ * model.frame_s)
