@@ -29,6 +29,8 @@ _POINTS: Final = 150
 _CELL_IN: Final = (0.62, 0.33)
 """Width and height of a cell of Grafana's grid."""
 _MOST_NAMES: Final = 8
+_BELOW_IN: Final = 0.16
+"""From a picture to the names of its lines: room for the times."""
 
 Numbers = NDArray[np.float64]
 
@@ -95,7 +97,8 @@ def _draw(page: dict[str, Any], window: Window) -> Figure:
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in page["panels"])
     width, height = 24 * _CELL_IN[0], (rows + 1) * _CELL_IN[1]
     figure = Figure(figsize=(width, height), facecolor="#111217")
-    figure.text(0.005, 1 - 0.7 * _CELL_IN[1] / height, page["title"], fontsize=13, weight="bold")
+    title = f"{page['title']}   (last {(window.end - window.start) / 60:.0f} minutes)"
+    figure.text(0.005, 1 - 0.7 * _CELL_IN[1] / height, title, fontsize=12, weight="bold")
     swaps = [(mark, window.ask(mark["expr"])) for mark in page["annotations"]["list"]]
     for panel in page["panels"]:
         place = panel["gridPos"]
@@ -139,16 +142,20 @@ def _lines(axes: Axes, panel: dict[str, Any], window: Window) -> None:
     for step in limits if defaults["custom"]["thresholdsStyle"]["mode"] == "line" else []:
         axes.axhline(step["value"], color=_COLOURS[step["color"]], linewidth=0.9, linestyle="--")
         top = max(top, 1.05 * step["value"])
-    axes.set_ylim(defaults.get("min", bottom), defaults.get("max", max(top, 1e-9)))
+    bottom, top = defaults.get("min", bottom), defaults.get("max", top)
+    axes.set_ylim(bottom - 0.04 * (top - bottom), top + 0.04 * (top - bottom))  # a line on the edge is seen, too
     axes.set_xlim(window.times_T[0], 0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _said(value, defaults["unit"])))
     axes.tick_params(labelsize=7, colors="#9fa7b3")
     axes.grid(color="#2c3235", linewidth=0.5)
+    drawn, names = axes.get_legend_handles_labels()
+    below = _BELOW_IN / axes.get_window_extent().height * axes.get_figure(root=True).dpi  # type: ignore[union-attr]
     axes.legend(
-        *(part[:_MOST_NAMES] for part in axes.get_legend_handles_labels()),
+        drawn[:_MOST_NAMES],
+        names[:_MOST_NAMES],
         fontsize=6.5,
         loc="upper left",
-        bbox_to_anchor=(0, -0.1),
+        bbox_to_anchor=(0, -below),
         ncols=4,
         frameon=False,
         borderpad=0,
