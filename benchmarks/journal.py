@@ -1,7 +1,8 @@
 """Durable frames per second: how fast the journal's writer takes frames of many calls, each commit on the disk.
 
 `--callers` calls hand over ticks as fast as the bounded queue takes them; a frame counts when its commit has returned.
-Beside it, a loop of commits with one page each says what the disk itself can do.
+Beside it, a loop of commits with one page each says what the disk itself can do. What the server's own tick pays for
+being kept is measured by `journal_tick`.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from benchmarks.journal_tick import measure_tick
 from benchmarks.report import Row, compare, note, parser, publish
 from server.journal import JournalWriter, SessionRecord, TickRecord, exclusive, open_journal
 
@@ -29,6 +31,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         rows = measure(Path(folder), callers=arguments.callers, seconds=arguments.seconds)
+        rows += measure_tick(Path(folder), callers=arguments.tick_callers, seconds=arguments.tick_seconds)
     publish("journal", rows, as_json=arguments.json)
 
 
@@ -116,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     made = parser("journal", __doc__)
     made.add_argument("--callers", type=int, default=4000, help="calls recorded at once (default: %(default)s)")
     made.add_argument("--seconds", type=float, default=10.0, help="how long (default: %(default)s)")
+    made.add_argument("--tick-callers", type=int, default=32, help="calls whose tick is timed (default: %(default)s)")
+    made.add_argument("--tick-seconds", type=float, default=40.0, help="how long (default: %(default)s)")
     made.add_argument("--folder", default=None, help="on the disk to measure (default: the temporary folder)")
     return made
 
