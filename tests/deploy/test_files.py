@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from online_align.learn_command import parser as learner_words
+from server.__main__ import _check_doors
 from server.config import ENVIRONMENT_PREFIX, ServerConfig, load_config
+from server.errors import ConfigError
 from tests.deploy.prometheus import DEPLOY, ROOT
 
 SCHEMA = Path(__file__).parent / "schemas" / "compose-spec.json"
@@ -95,6 +97,9 @@ def test_settings_in_containers_are_settings() -> None:
     config = load_config(["--config", str(DEPLOY / "duologue.toml")], environment | {"DUOLOGUE_HOST": "0.0.0.0"})
     assert config.tokens.split(",") == ["prometheus:1234567890abcdef:watch", "ann:1234567890abcdefgh"]
     assert config.journal_url == "postgresql+psycopg://duologue:1234567890abcdef@postgres/duologue"
+    _check_doors(config)  # which refuses to let the world in without tokens
+    with pytest.raises(ConfigError):
+        _check_doors(msgspec.structs.replace(config, tokens="", admin_token=""))
 
 
 def test_the_learner_is_started_with_words_it_knows() -> None:
