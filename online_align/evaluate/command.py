@@ -2,10 +2,12 @@
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.report import note, publish
+from server.errors import DuologueError
 
 __all__ = ["run"]
 
@@ -18,7 +20,7 @@ SUITES: Final = {
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Measure and print. Returns 0 when every goal is met, else 1."""
+    """Measure and print. Returns 0 when every goal is met, else 1; 2 when it could not be measured."""
     which = _parser(add_help=False)
     named = which.parse_known_args([each for each in arguments if each not in ("-h", "--help")])[0]
     suite = importlib.import_module(SUITES[named.suite])
@@ -26,7 +28,11 @@ def run(arguments: Sequence[str]) -> int:
     suite.add_arguments(parser)
     asked = parser.parse_args(arguments)
     note(f"suite {asked.suite} on {asked.checkpoint}")
-    rows = suite.measured_rows(asked)
+    try:
+        rows = suite.measured_rows(asked)
+    except DuologueError as problem:
+        print(f"duologue-align: {problem}", file=sys.stderr)
+        return 2
     publish(f"evaluate {asked.suite}", rows, as_json=asked.json)
     return 0 if all(row.met is not False for row in rows) else 1
 
