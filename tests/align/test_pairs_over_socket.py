@@ -1,0 +1,64 @@
+"""From a spoken question to a pair, on real parts: socket, Opus, server, signals, journal, builder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soxr
+
+from online_align.pair_store import PairStore
+from online_align.pairs import PairBuilder, PairSettings
+from online_align.records import PairKind
+from online_align.replay import load
+from server.engine.checkpoint import MINI
+from server.journal import open_journal
+from server.signals import SignalKind
+from tests.align.told import FRAME_S, sound, spoken, with_pause
+from tests.server.caller import FRAME, calling
+from tests.server.live import serving
+
+pytestmark = [pytest.mark.mini, pytest.mark.timeout(300)]
+
+# Recordings, and a place inside each where the caller now pauses.
+HESITATIONS = (
+    ("demo_3.opus", 0.78),
+    ("trained_13.opus", 1.56),
+    ("heldout_12.opus", 1.62),
+    ("wordings_15.opus", 1.72),
+    ("heldout_07.opus", 0.86),
+)
+
+
+def frames(name: str, at_s: float) -> list[np.ndarray]:
+    """The recording with a pause of 0.9 s in it, at the wire's rate, in frames."""
+    heard = sound((0.8, with_pause(name, at_s, 0.9)), seconds=7)
+    wire = soxr.resample(heard, 16_000, 24_000).astype(np.float32)
+    return list(wire[: len(wire) // FRAME * FRAME].reshape(-1, FRAME))
+
+
+async def test_a_pause_taken_over_the_socket_becomes_a_pair_that_waits(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with serving(MINI, data_dir=data, slots=1) as live:
+        for name, at_s in HESITATIONS:
+            async with calling(live.url, "?consent=keep,train") as caller:
+                await caller.greeted()
+                await caller.talk(frames(name, at_s))
+            await live.empty()
+    journal = open_journal(data)
+    try:
+        builder = PairBuilder(journal, load("mini"), data_dir=data, settings=PairSettings(branches=2))
+        tally = builder.build()
+        assert tally.sessions == len(HESITATIONS)
+        pairs = [pair for pair in PairStore(journal).read() if pair.kind is PairKind.CUT_OFF]
+        assert pairs, f"nobody's pause was taken: {tally}"
+        for pair in pairs:
+            kept = journal.reader.columns(pair.session).tokens_TK
+            early = next(each for each in journal.reader.signals(pair.session) if each.id in pair.evidence.signals)
+            assert early.kind in (SignalKind.PAUSE_TAKEOVER, SignalKind.CUT_OFF)
+            assert np.array_equal(pair.context_PK, kept[: pair.at_tick])
+            assert spoken(pair.rejected.tokens_TK[:, 0])[0] <= 1
+            begins_s = (pair.at_tick + spoken(pair.chosen.tokens_TK[:, 0])[0] + 1) * FRAME_S
+            assert early.t1 <= begins_s <= early.t1 + 0.8, "after the caller's end, and soon"
+        assert builder.build().sessions == 0
+    finally:
+        journal.engine.dispose()
