@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = parser("swap", __doc__)
     options.add_argument("--swaps", type=int, default=1000, metavar="N", help="(default: %(default)s)")
-    options.add_argument("--per-second", type=float, default=10.0, metavar="R", help="in a window (%(default)s)")
+    options.add_argument("--per-second", type=float, default=4.0, metavar="R", help="in a window (%(default)s)")
     options.add_argument("--window-seconds", type=float, default=5.0, metavar="S", help="(default: %(default)s)")
     options.add_argument("--callers", type=int, metavar="N", help="(default: 80 %% of what the server can hold)")
     options.add_argument("--rank", type=int, default=16, metavar="R", help="of the adapters (default: %(default)s)")

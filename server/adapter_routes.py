@@ -4,6 +4,7 @@ Who may ask is settled before (`doors`): reading is the operator's, changing an 
 """
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -98,18 +99,17 @@ class AdapterRoutes:
         """Do it in a thread, to the end even if who asked does not wait for it."""
         adapter, reason = request.match_info["id"], request.query.get("reason", default_reason)[:_LONGEST_REASON]
         try:
-            await asyncio.to_thread(self._adapters.get, adapter)
-        except RegistryError as problem:
-            return _refusal(404, str(problem))
-        except (DuologueError, SQLAlchemyError, OSError) as problem:
-            return _refusal(503, f"the registry of adapters cannot be read: {problem}")
-        try:
             row = await asyncio.shield(asyncio.to_thread(change, adapter, reason=reason))
         except RegistryError as problem:
-            return _refusal(409, str(problem))
+            return _refusal(409 if await asyncio.to_thread(self._is_known, adapter) else 404, str(problem))
         except (DuologueError, SQLAlchemyError, OSError) as problem:
             return _refusal(503, f"adapter {adapter} cannot be moved: {problem}")
         return _json({"adapter": self._view(row, self._calls()), "problem": self._adapters.problem})
+
+    def _is_known(self, adapter: str) -> bool:
+        with contextlib.suppress(DuologueError, SQLAlchemyError, OSError):
+            return bool(self._adapters.get(adapter))
+        return False
 
     def _calls(self) -> Counter[str]:
         return Counter(view.adapter for view in self._desk.views())

@@ -26,7 +26,7 @@ __all__ = ["Refusal", "Shelf"]
 log = logging.getLogger(__name__)
 
 _SLICE_S: Final = 0.001
-_REST_S: Final = 0.001
+_REST_S: Final = 0.003
 """After each slice of work. The interpreter's lock is then the tick's for the asking."""
 _WEIGHTS: Final = "lora.safetensors"
 

@@ -17,19 +17,20 @@ from typing import Final
 
 import msgspec
 from sqlalchemy import Engine as Database
+from sqlalchemy import RowMapping, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.adapter_plan import Plan, Version
 from server.adapter_shelf import Refusal, Shelf
 from server.engine import Engine
 from server.errors import DuologueError
+from server.journal import schema
 from server.journal.adapter_records import SPEAKING, refused
 from server.journal.database import connect, exists
 from server.journal.registry import (
     AdapterRegistry,
     AdapterRow,
     AdapterState,
-    RegistryError,
     VerdictRow,
     VerdictStage,
 )
@@ -45,6 +46,7 @@ _POLL_S: Final = 0.8
 _OBEY_S: Final = 5.0
 _STOP_S: Final = 10.0
 _FIRST_S: Final = 60.0
+_HEARD: Final = (AdapterState.LIVE, AdapterState.CANARY)
 _MAY_GO_ON: Final = frozenset({*SPEAKING, AdapterState.RETIRED})
 
 
@@ -243,13 +245,12 @@ class Adapters:
             return before
         for refusal in shelf.settle():
             self._refuse(registry, shelf.engine, refusal)
-        rows = {AdapterState.LIVE: registry.live(), AdapterState.CANARY: registry.canary()}
-        for row in rows.values():
-            if row is not None:
-                shelf.want(row)
-        allowed = frozenset(each for each in self._elders | frozenset(shelf.ready) if _may_go_on(registry, each))
-        wanted, canary = (None if row is None else shelf.get(row) for row in rows.values())
-        row = rows[AdapterState.LIVE]
+        rows, known = self._look(self._elders | frozenset(shelf.ready))
+        for each in rows.values():
+            shelf.want(each)
+        allowed = frozenset(each for each, state in known.items() if state in _MAY_GO_ON)
+        wanted, canary = (shelf.get(rows[state]) if state in rows else None for state in _HEARD)
+        row: AdapterRow | None = rows.get(AdapterState.LIVE)
         waits = row is not None and wanted is None
         spoke = before.live if before.live is not None and before.live.id in allowed else None
         return Plan(
@@ -260,6 +261,16 @@ class Adapters:
             pending=row is not None and waits and not shelf.problem(row),
             crowded=shelf.crowded,
         )
+
+    def _look(self, ids: frozenset[str]) -> tuple[dict[AdapterState, AdapterRow], dict[str, AdapterState]]:
+        """What is live and canary, and the states of these, with one query: it is asked all the time."""
+        assert self._database is not None, "there is a registry"
+        table = schema.adapters
+        query = select(table).where(or_(table.c.state.in_([*_HEARD]), table.c.id.in_(sorted(ids))))
+        with self._database.connect() as connection:
+            found = [_row(mapping) for mapping in connection.execute(query).mappings()]
+        rows: dict[AdapterState, AdapterRow] = {row.state: row for row in found if row.state in _HEARD}
+        return rows, {row.id: row.state for row in found if row.id in ids}
 
     def _want_predecessor(self, shelf: Shelf) -> None:
         """Have at hand what a rollback would bring back."""
@@ -322,8 +333,5 @@ def _id(version: Version | None) -> str:
     return "" if version is None else version.id
 
 
-def _may_go_on(registry: AdapterRegistry, adapter_id: str) -> bool:
-    try:
-        return registry.get(adapter_id).state in _MAY_GO_ON
-    except RegistryError:
-        return False
+def _row(mapping: RowMapping) -> AdapterRow:
+    return msgspec.convert({str(name): value for name, value in mapping.items()}, AdapterRow)
