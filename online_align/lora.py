@@ -82,6 +82,7 @@ class _Adapted(torch.autograd.Function):
     ) -> Tensor:
         z = prepare(x)
         y = torch.nn.functional.linear(z, weight)
+        low_NR = None
         if a is not None and b is not None:
             z_NI, y_NO = z.reshape(-1, z.shape[-1]), y.view(-1, y.shape[-1])
             low_NR = z_NI.to(a.dtype) @ a.T
@@ -89,13 +90,13 @@ class _Adapted(torch.autograd.Function):
                 y_NO.addmm_(low_NR, b.T, alpha=scaling)
             else:
                 y_NO.add_((low_NR @ b.T).to(y.dtype), alpha=scaling)
-        ctx.save_for_backward(x, weight, a, b)
+        ctx.save_for_backward(x, weight, a, b, low_NR)
         ctx.prepare, ctx.scaling = prepare, scaling
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b = ctx.saved_tensors
+        x, weight, a, b, z_low_NR = ctx.saved_tensors
         wants_x = ctx.needs_input_grad[0]
         slope = getattr(ctx.prepare, "slope", None)
         with torch.set_grad_enabled(slope is None):
@@ -108,7 +109,7 @@ class _Adapted(torch.autograd.Function):
             z_NI, slope_NO = z.detach().reshape(-1, z.shape[-1]).to(a.dtype), dy_NO.to(a.dtype)
             low_NR = slope_NO @ b
             da = (low_NR.T @ z_NI).mul_(ctx.scaling)
-            db = (slope_NO.T @ (z_NI @ a.T)).mul_(ctx.scaling)
+            db = (slope_NO.T @ z_low_NR).mul_(ctx.scaling)
             if dz_NI is not None:
                 dz_NI.add_((low_NR @ a).to(dz_NI.dtype), alpha=ctx.scaling)
         dx = None

@@ -6,7 +6,6 @@ the meantime is left out, and a pass that has seen it is begun again without it.
 call is no parent. Whether an adapter is good is the gate's business, to which it is handed.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,23 +13,21 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
-import torch
-from safetensors.torch import load_file
 
 from online_align.drift import divergence_from
-from online_align.export import CONFIG, Manifest, write_adapter
+from online_align.export import Manifest, write_adapter
 from online_align.good_spans import find_spans, open_spans
 from online_align.learner import Figures, Pass, evaluate, reference_of
 from online_align.pair_store import PairStore
 from online_align.policy import Policy
 from online_align.records import Pair
-from online_align.round_plan import Round, RoundError, RoundFiles, Stage
+from online_align.round_plan import Round, RoundFiles, Stage
 from online_align.settings import LearnerSettings
+from online_align.starting import Starting
 from online_align.workers import Workers
-from server.engine.adapters import ADAPTER_WEIGHTS, file_sha256
-from server.engine.checkpoint import Checkpoint, load_checkpoint
+from server.engine.adapters import file_sha256
 from server.journal import Journal
-from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState, folder_of
+from server.journal.registry import AdapterRegistry, AdapterRow
 
 __all__ = ["HandOver", "Rounds", "Told", "kept"]
 
@@ -81,10 +78,11 @@ class Rounds:
         save_every: int = 1,
     ) -> None:
         self._data_dir, self._journal, self._settings = data_dir, journal, settings
-        self._checkpoint, self._device = checkpoint, torch.device(device)
+        self._checkpoint = checkpoint
         self._hand_over, self._told, self._workers = hand_over, told, workers or Workers()
         self._most_pairs, self._save_every = most_pairs, save_every
         self._store, self._registry = PairStore(journal), AdapterRegistry(journal.engine)
+        self._starting = Starting(data_dir, self._registry, checkpoint, device)
         self._folder = data_dir / _FOLDER
         self._files = RoundFiles(self._folder / "rounds")
 
@@ -125,7 +123,7 @@ class Rounds:
         return self._plan(len(rounds) + 1, rounds, waiting) if waiting else None
 
     def _plan(self, number: int, rounds: Sequence[Round], waiting: Sequence[str]) -> Round:
-        checkpoint = self._load()
+        checkpoint = self._starting.load()
         base, lm = file_sha256(checkpoint.lm_path), checkpoint.lm
         earlier = [pair for each in rounds[::-1] for pair in each.pairs]
         there = self._store.ids()
@@ -133,7 +131,7 @@ class Rounds:
         planned = Round(
             number=number,
             made_at=time.time(),
-            parent=self._parent(base),
+            parent=self._starting.parent(base),
             checkpoint=self._checkpoint,
             base_sha256=base,
             settings=self._settings,
@@ -153,7 +151,7 @@ class Rounds:
     def _train(self, current: Round) -> Round:
         current, pairs, replayed = self._still_there(current)
         while pairs:
-            policy = self._policy(current)
+            policy, config = self._starting.policy(current)
             pairs = self._referenced(policy, current, pairs)
             heldout = self._referenced(policy, current, self._heldout())
             before = {name: part.detach().clone() for name, part in policy.learned().items()}
@@ -162,7 +160,7 @@ class Rounds:
             known = current
             current, pairs, replayed = self._still_there(current)
             if current is known:
-                return self._export(policy, current, pairs, (figures, after, divergence))
+                return self._export(policy, current, pairs, config, (figures, after, divergence))
         return self._write(current, stage=Stage.EMPTY, outcome="everything it was to learn from has been deleted")
 
     def _pass(self, policy: Policy, current: Round, pairs: Sequence[Pair], replayed: Sequence[Pair]) -> Figures:
@@ -195,6 +193,7 @@ class Rounds:
         policy: Policy,
         current: Round,
         pairs: Sequence[Pair],
+        config: dict[str, Any],
         results: tuple[Figures, Figures | None, float | None],
     ) -> Round:
         figures, heldout, divergence = results
@@ -212,7 +211,7 @@ class Rounds:
             divergence=divergence,
         )
         folder = self._data_dir / "adapters" / current.adapter
-        sha256 = write_adapter(folder, policy, manifest=manifest, config=self._base_config(), workers=self._workers)
+        sha256 = write_adapter(folder, policy, manifest=manifest, config=config, workers=self._workers)
         made = self._write(current, stage=Stage.EXPORTED, sha256=sha256, trained=figures)
         if self._told is not None and self._workers.first:
             self._told.ended(made, heldout, divergence)
@@ -242,7 +241,7 @@ class Rounds:
         good = open_spans(self._journal, current.good)
         parent = current.parent
         if parent and self._registry.get(parent).withdrawn:
-            parent = self._parent(current.base_sha256)
+            parent = self._starting.parent(current.base_sha256)
         planned = (len(current.pairs), len(current.replayed), len(current.good), current.parent)
         if (len(pairs), len(replayed), len(good), parent) != planned:
             there = {pair.session for pair in good}
@@ -268,53 +267,12 @@ class Rounds:
         new = {pair.id: pair for pair in found}
         return [new.get(pair.id, pair) for pair in pairs]
 
-    def _policy(self, current: Round) -> Policy:
-        settings = current.settings
-        checkpoint = self._load()
-        if file_sha256(checkpoint.lm_path) != current.base_sha256:
-            raise RoundError(
-                got=f"round {current.number} of a model that is no longer {current.checkpoint}",
-                expected=f"weights with SHA-256 {current.base_sha256}",
-                remedy="give the learner that model, or remove the round's file to give its pairs up",
-            )
-        if not current.parent:
-            return Policy(
-                checkpoint, rank=settings.rank, scaling=settings.scaling, seed=settings.seed,
-                checkpointing=settings.checkpointing, audio_weight=settings.audio_weight,
-            )  # fmt: skip
-        folder = folder_of(self._data_dir, self._registry.get(current.parent))
-        shape = json.loads((folder / CONFIG).read_text())
-        policy = Policy(
-            checkpoint, rank=shape["lora_rank"], scaling=shape["lora_scaling"],
-            checkpointing=settings.checkpointing, audio_weight=settings.audio_weight,
-        )  # fmt: skip
-        policy.learn_from(load_file(folder / ADAPTER_WEIGHTS))
-        return policy
-
-    def _parent(self, base_sha256: str) -> str:
-        """The live adapter, or the newest that was live before and may still be heard; empty for the base model."""
-        live = self._registry.live()
-        retired = [row for row in self._registry.list() if row.state is AdapterState.RETIRED]
-        for row in [live, *sorted(retired, key=lambda each: -each.changed_at)]:
-            if row is not None and not row.withdrawn and _is_of(row, base_sha256):
-                return row.id
-        return ""
-
     def _opened(self, ids: Iterable[str]) -> list[Pair]:
         wanted = set(ids)
         return [pair for pair in self._store.read(heldout=False) if pair.id in wanted]
 
     def _heldout(self) -> list[Pair]:
         return self._store.read(heldout=True, limit=_MOST_HELDOUT)
-
-    def _load(self) -> Checkpoint:
-        dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
-        return load_checkpoint(self._checkpoint, device=self._device, dtype=dtype)
-
-    def _base_config(self) -> dict[str, Any]:
-        path = self._load().lm_path.with_name(CONFIG)
-        config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return config
 
     def _write(self, current: Round, **changes: Any) -> Round:
         if self._workers.first:
@@ -328,12 +286,3 @@ def _has_reference(pair: Pair, current: Round) -> bool:
         return False
     sides = ((reference.chosen_T, pair.chosen), (reference.rejected_T, pair.rejected))
     return all(len(logp_T) == len(side.tokens_TK) for logp_T, side in sides)
-
-
-def _is_of(row: AdapterRow, base_sha256: str) -> bool:
-    """Whether an adapter was learned on these weights; its manifest says so."""
-    try:
-        told: dict[str, Any] = json.loads(row.manifest)
-    except ValueError:
-        return False
-    return told.get("base_sha256") == base_sha256
