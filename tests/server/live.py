@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp import web_app
 
 from server.app import Server
 from server.config import ServerConfig
@@ -93,6 +94,7 @@ async def _nothing_left(
     server: Server, tasks: set[asyncio.Task[Any]], threads: set[threading.Thread], *, faults: bool
 ) -> None:
     gc.unfreeze()  # a server freezes what is in memory for good; here the next test comes
+    web_app._cached_build_middleware.cache_clear()  # aiohttp holds every server that had a middleware, for good
     await asyncio.sleep(0.02)  # aiohttp's own transports close a turn of the loop later
     left = {task for task in asyncio.all_tasks() - tasks - {asyncio.current_task()} if not task.done()}
     assert not left, f"tasks left: {left}"
