@@ -1,0 +1,99 @@
+"""`duologue-align run` as a process: rounds by count, a page of metrics, a second one refused, an orderly end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from online_align.learn_command import parser
+from online_align.pair_store import PairStore
+from online_align.round_plan import RoundFiles, Stage
+from server.journal import open_journal
+from tests.align.test_rounds import CALLS, some
+from tests.journal.calls import record
+from tests.tiny_checkpoint import write_tiny_checkpoint
+
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def until(holds: Callable[[], object], seconds: float = 150.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_it_learns_for_as_long_as_it_runs(tmp_path: Path) -> None:
+    tiny, data = str(write_tiny_checkpoint(tmp_path / "tiny")), tmp_path / "data"
+    journal = open_journal(data)
+    record(journal, CALLS, 3)
+    store, files = PairStore(journal), RoundFiles(data / "learner" / "rounds")
+    where = ["--data-dir", str(data), "--checkpoint", tiny, "--no-collect", "--no-release", "--priority", "normal"]
+    flags = ["--pairs-per-round", "3", "--every", "0", "--poll-s", "0.1", "--metrics-port", "0", "--rank", "2"]
+    command = [sys.executable, "-m", "online_align", "run", *where]
+    log = tmp_path / "log"
+    with log.open("w") as out, subprocess.Popen([*command, *flags], stderr=out, stdout=out) as learner:
+        try:
+            store.add(some(range(2)))
+            until(lambda: "metrics on port" in log.read_text())
+            refused = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert refused.returncode == 1
+            assert "a second learner" in refused.stderr
+            assert files.all() == [], "two pairs are not enough"
+            store.add(some(range(2, 4)))
+            until(lambda: files.all() and files.all()[0].stage is Stage.DONE)
+            assert len(files.all()[0].pairs) == 4
+            (port,) = re.findall(r"metrics on port (\d+)", log.read_text())
+            with DIRECT.open(f"http://127.0.0.1:{port}/metrics") as page:
+                assert "duologue_learner_pairs_total 4.0" in page.read().decode()
+        finally:
+            learner.send_signal(signal.SIGTERM)
+    assert learner.returncode == 0, log.read_text()[-2000:]
+    assert "duologue_learner_rounds_total 1.0" in (data / "learner" / "metrics.prom").read_text()
+    journal.engine.dispose()
+
+
+def test_it_takes_its_place_behind_the_server() -> None:
+    """In a process of its own: nice 19, and idle where the system has such a class."""
+    program = (
+        "import os; from online_align.learn_command import _step_back; _step_back(1, 'idle');"
+        "import torch; print(os.nice(0), os.sched_getscheduler(0) == os.SCHED_IDLE, torch.get_num_threads())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": "."},
+    )
+    assert done.stdout.split() == ["19", "True", "1"]
+
+
+@pytest.mark.parametrize("name", ["run", "once"])
+def test_the_flags_are_these(name: str) -> None:
+    flags = {flag for action in parser(name)._actions for flag in action.option_strings}
+    both = {
+        *("--data-dir", "--journal-url", "--checkpoint", "--device", "--threads", "--priority", "--most-pairs"),
+        *(
+            "--save-every",
+            "--metrics-port",
+            "--metrics-host",
+            "--metrics-textfile",
+            "--no-collect",
+            "--no-release",
+            "--evidence",
+        ),
+        *("--checkpointing", "--loss", "--beta", "--learning-rate", "--batch", "--rank", "--anchor", "--replay"),
+        *("--good", "--audio-weight", "--context-s", "--positions", "--seed", "-h", "--help"),
+    }
+    own = {"run": {"--pairs-per-round", "--every", "--poll-s"}, "once": {"--json"}}
+    assert flags == both | own[name]
