@@ -142,7 +142,7 @@ class Gate:
         if file is not None and all(check.outcome is not Outcome.FAILED for check in checks):
             checks += check_drift(self.drift(None, file), self.settings.drift)
             checks += check_behaviour(self.behaviour(None), self.behaviour(folder))
-            checks += self._preferences(file, heldout, trained, trained_by)
+            checks += self.preferences(file, heldout, trained, trained_by)
             checks += self._cost(folder, file)
         about: dict[str, str | float | None] = {
             "gate": GATE,
@@ -153,9 +153,14 @@ class Gate:
         }
         return conclude(checks, must_know=self.settings.must_know, about=about)
 
-    def _preferences(
-        self, file: AdapterFile, heldout: Sequence[Pair], trained: Sequence[Pair], trained_by: Sequence[str] | None
+    def preferences(
+        self,
+        file: AdapterFile,
+        heldout: Sequence[Pair],
+        trained: Sequence[Pair],
+        trained_by: Sequence[str] | None = None,
     ) -> list[Check]:
+        """What people's pairs say: the checks of `judge` that need no call to be played."""
         kept, used = self._some(heldout), self._some(trained)
         everybody = [pair.user_hash for pair in trained] if trained_by is None else trained_by
         kept_margins = margins(self._checkpoint.lm, kept, file)

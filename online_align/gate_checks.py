@@ -4,6 +4,7 @@ Every limit on behaviour is against the base model on the same calls: a model th
 for that, but none may become worse. Why each is there is in `docs/gate.md`. It knows no files.
 """
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
@@ -13,7 +14,21 @@ import msgspec
 from online_align.probes import Agreement, Drift, Measure
 from online_align.verdicts import Check, Outcome
 
-__all__ = ["LIMITS", "DriftLimits", "HeldoutLimits", "Limit", "Side", "check_behaviour", "check_drift", "check_heldout"]
+__all__ = [
+    "BY_CHANCE",
+    "LIMITS",
+    "DriftLimits",
+    "HeldoutLimits",
+    "Limit",
+    "Side",
+    "check_behaviour",
+    "check_drift",
+    "check_heldout",
+]
+
+
+BY_CHANCE: Final = 0.05
+"""A share over the same calls must be worse by more than its limit and than this chance explains."""
 
 
 class Side(StrEnum):
@@ -33,6 +48,8 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     part: float = 0.0
     harm: str
     """What is wrong when it is left, as the end of a sentence: "it ..."."""
+    strict: bool = False
+    """Left is left, however few calls there are."""
 
 
 def _most(measure: str, slack: float, harm: str, part: float = 0.0) -> Limit:
@@ -44,7 +61,7 @@ def _least(measure: str, slack: float, harm: str, part: float = 0.0) -> Limit:
 
 
 LIMITS: Final = (
-    _least("answered", 0.05, "leaves people without an answer"),
+    _least("answered", 0.08, "leaves people without an answer"),
     _least("right", 0.05, "gives fewer right answers"),
     _most("began_early", 0.05, "begins before people have ended"),
     _most("gap_p50_s", 0.16, "lets people wait longer"),
@@ -60,7 +77,7 @@ LIMITS: Final = (
     _most("yield_s", 0.40, "talks on when people cut in"),
     _least("right_after_interruption", 0.10, "no longer answers what people cut in with"),
     _least("told_on_through_hum", 0.13, "falls silent when people hum along"),
-    _most("spoke_to_nobody", 0.05, "speaks when nobody is there"),
+    Limit(measure="spoke_to_nobody", side=Side.ABOVE, slack=0.05, harm="speaks when nobody is there", strict=True),
     _most("sound_without_words", 0.03, "makes sounds without words"),
 )
 
@@ -109,7 +126,8 @@ def _within(limit: Limit, base: Measure, found: Measure) -> Check:
         Side.BELOW: f"at least {low:.3g}",
         Side.BOTH: f"{low:.3g} to {high:.3g}",
     }
-    failed = too_low or too_high
+    chance = _by_chance(limit.side, base, found)
+    failed = (too_low or too_high) and (limit.strict or chance is None or chance <= BY_CHANCE)
     numbers = (
         f"{limit.measure} is {found.value:.3g} {_unit(found.unit)}(base {base.value:.3g}, limit {words[limit.side]})"
     )
@@ -120,8 +138,21 @@ def _within(limit: Limit, base: Measure, found: Measure) -> Check:
         value=found.value,
         base=base.value,
         limit=words[limit.side],
-        figures={"of": found.of, "of_base": base.of},
+        figures={"of": found.of, "of_base": base.of, "by_chance": chance},
     )
+
+
+def _by_chance(side: Side, base: Measure, found: Measure) -> float | None:
+    """Chance of so many calls getting worse among those that changed, if either way were as likely: a sign test.
+
+    None where calls cannot be compared one by one.
+    """
+    if not base.each or len(base.each) != len(found.each):
+        return None
+    bad = side is Side.ABOVE
+    worse = sum(new == bad != old for old, new in zip(base.each, found.each, strict=True))
+    changed = sum(new != old for old, new in zip(base.each, found.each, strict=True))
+    return float(sum(math.comb(changed, k) for k in range(worse, changed + 1)) / 2**changed)
 
 
 def check_drift(found: Drift, limits: DriftLimits) -> list[Check]:

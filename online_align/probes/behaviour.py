@@ -31,6 +31,8 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     value: float | None
     of: int
     unit: str = "share"
+    each: tuple[bool, ...] = ()
+    """Of a share over all calls of a kind: what each was, so that two models can be compared call by call."""
 
 
 def behaviour(played: Sequence[Played]) -> dict[str, Measure]:
@@ -72,8 +74,8 @@ def _delivery(answered: Sequence[Played]) -> dict[str, Measure]:
         "speech_s": _mean([_seconds(each) for each in answered], "s"),
         "stretches": _mean([float(len(each)) for each in stretches], "count"),
         "stretch_s": _mean(lengths, "s"),
-        "question_endings": _share(answered, lambda each: each.words.endswith("?")),
-        "repeating": _share(answered, lambda each: _repeats(each.words)),
+        "question_endings": _of_answers(answered, lambda each: each.words.endswith("?")),
+        "repeating": _of_answers(answered, lambda each: _repeats(each.words)),
         "distinct": Measure(value=len(set(short)) / len(short) if short else None, of=len(short)),
     }
 
@@ -156,7 +158,13 @@ def _repeats(words: str) -> bool:
 
 
 def _share(found: Sequence[Played], which: Callable[[Played], bool]) -> Measure:
-    return Measure(value=sum(map(which, found)) / len(found) if found else None, of=len(found))
+    each = tuple(which(one) for one in found)
+    return Measure(value=sum(each) / len(each) if each else None, of=len(each), each=each)
+
+
+def _of_answers(found: Sequence[Played], which: Callable[[Played], bool]) -> Measure:
+    """A share over calls that may be others with another model: not comparable one by one."""
+    return msgspec.structs.replace(_share(found, which), each=())
 
 
 def _mean(values: Sequence[float], unit: str) -> Measure:

@@ -55,7 +55,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     question: int = 64
     pause: int = 48
     interruption: int = 24
-    hum: int = 16
+    hum: int = 24
     nobody: int = 8
 
 
