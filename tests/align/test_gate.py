@@ -6,17 +6,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from online_align.gate import Gate, GateSettings
-from online_align.gate_checks import DriftLimits
+from online_align.gate_checks import DriftLimits, Limit, Side, check_behaviour
 from online_align.gate_files import FileLimits
-from online_align.probes import Sizes, drift, text_logits
+from online_align.probes import Measure, Sizes, drift, text_logits
 from online_align.probes.drift import columns_batch
-from online_align.verdicts import Outcome, Verdict
+from online_align.verdicts import Check, Outcome, Verdict
 from server.engine.adapters import ADAPTER_WEIGHTS, BASE_KEY, file_sha256
 from server.journal.registry import VerdictStage
 from tests.align import hacks
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.mini
 ONE = Sizes(question=1, pause=0, interruption=0, hum=0, nobody=1)
 FEW = Sizes(question=6, pause=0, interruption=0, hum=0, nobody=1)
 SMALL = GateSettings(
-    sizes=Sizes(question=12, pause=4, interruption=3, hum=4, nobody=1),
+    sizes=Sizes(question=12, pause=4, interruption=2, hum=6, nobody=1),
     slots=24,
     drift_calls=6,
     drift=DriftLimits(kl=math.inf, logprob=math.inf, entropy_low=0.0, entropy_high=math.inf),
@@ -82,6 +83,40 @@ def test_a_small_change_passes_and_says_what_it_does_not_know(gate: Gate, tmp_pa
     assert len(figures["checks"]) == len(verdict.checks) > 20
     strict = Gate("mini", GateSettings(sizes=ONE, slots=2, must_know=("heldout_preferences",)))
     assert not strict.judge(folder).passed, "where it must be known, not knowing is a refusal"
+
+
+def share(*each: bool) -> Measure:
+    return Measure(value=sum(each) / len(each), of=len(each), each=each)
+
+
+def judged(limit: Limit, base: Measure, found: Measure) -> Check:
+    return check_behaviour({limit.measure: base}, {limit.measure: found}, (limit,))[0]
+
+
+def test_a_share_is_compared_call_by_call() -> None:
+    """Worse by more than the limit, and by more than chance explains among the calls that changed."""
+    limit = Limit(measure="told_on", side=Side.BELOW, slack=0.1, harm="falls silent")
+    base = share(*[True] * 8 + [False] * 8)
+    assert judged(limit, base, share(*[True] * 5 + [False] * 11)).outcome is Outcome.PASSED, "3 of 3 changed: 12 %"
+    refused = judged(limit, base, share(*[True] * 3 + [False] * 13))
+    assert refused.outcome is Outcome.FAILED
+    assert refused.figures["by_chance"] == pytest.approx(1 / 32)
+    swapped = judged(limit, base, share(*[False] * 8 + [True] * 5 + [False] * 3))
+    assert swapped.outcome is Outcome.PASSED, "8 worse and 5 better are no evidence"
+    strict = msgspec.structs.replace(limit, strict=True)
+    assert judged(strict, base, share(*[True] * 5 + [False] * 11)).outcome is Outcome.FAILED
+    above = Limit(measure="early", side=Side.ABOVE, slack=0.1, harm="does not wait")
+    assert judged(above, share(*[False] * 8), share(*[True] * 5 + [False] * 3)).outcome is Outcome.FAILED
+    assert judged(above, share(*[True] * 5 + [False] * 3), share(*[False] * 8)).outcome is Outcome.PASSED
+
+
+def test_lengths_must_stay_on_both_sides() -> None:
+    limit = Limit(measure="speech_s", side=Side.BOTH, slack=0.0, part=0.15, harm="talks more or less")
+    for value, outcome in ((1.71, "passed"), (2.29, "passed"), (1.69, "failed"), (2.31, "failed")):
+        found = judged(limit, Measure(value=2.0, of=9, unit="s"), Measure(value=value, of=9, unit="s"))
+        assert found.outcome == outcome
+    nothing = judged(limit, Measure(value=2.0, of=9, unit="s"), Measure(value=None, of=0, unit="s"))
+    assert nothing.outcome is Outcome.UNKNOWN
 
 
 def small() -> hacks.Parts:
