@@ -29,6 +29,8 @@ _DARING: Final = 0.9
 """Text temperature of the branches that look for something better; the sound is sampled as in the call."""
 _FAIR: Final = 3.0
 """A reply that is only better timed must not have a lower mark than this."""
+_SURELY_RIGHT: Final = 4.0
+"""From this mark on, a reply counts although it had to be made to begin where the model answers by itself or not."""
 
 
 class NoBetterError(ValueError):
@@ -55,6 +57,8 @@ class _Spoken(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     tokens_TK: Tokens
     words: str
+    by_itself: bool = True
+    """It began before it had to."""
     marks: Marks | None = None
 
 
@@ -143,9 +147,8 @@ class _Scene:
         """The best of fresh samples that do what is wished for; None where none does."""
         greedy = self._sampling.text_greedy
         plain, *others = seeds(self._name, branches)
-        several = self._judge is not None
         found = self._say([Branch(seed=plain, **self._wish())], self._sampling)
-        if several or not found:
+        if self._judge is not None or not any(each.by_itself for each in found):
             daring = msgspec.structs.replace(
                 self._sampling,
                 use_sampling=True,
@@ -153,8 +156,12 @@ class _Scene:
                 audio_temperature=0.0 if self._sampling.audio_greedy else self._sampling.audio_temperature,
             )
             found += self._say([Branch(seed=each, **self._wish()) for each in others], daring)
-        marked = self._marked(found)
-        return max(marked, key=lambda each: 0.0 if each.marks is None else each.marks.overall, default=None)
+        marked = [each for each in self._marked(found) if self._is_trusted(each)]
+        return max(marked, key=lambda each: (_mark(each), each.by_itself), default=None)
+
+    def _is_trusted(self, each: _Spoken) -> bool:
+        """Who is made to begin may say anything. After a silence there is no other way, and the question was heard."""
+        return each.by_itself or self._cut.kind is PairKind.NO_RESPONSE or _mark(each) >= _SURELY_RIGHT
 
     def told(self, rejected: _Spoken) -> _Spoken | None:
         """The judge's own words in the model's voice; None where it knows none."""
@@ -175,7 +182,14 @@ class _Scene:
         if not branches:
             return []
         said = self._speaker.branch(self._cut.at, self._user_TU, branches, sampling=sampling)
-        return [_Spoken(tokens_TK=tokens, words=self._words(tokens)) for tokens in said if self._is_as_wished(tokens)]
+        return [
+            _Spoken(tokens_TK=tokens, words=self._words(tokens), by_itself=self._began_by_itself(tokens))
+            for tokens in said
+            if self._is_as_wished(tokens)
+        ]
+
+    def _began_by_itself(self, tokens_TK: Tokens) -> bool:
+        return int(self._spoken_at(tokens_TK)[0]) <= self._cut.start_by
 
     def _is_as_wished(self, tokens_TK: Tokens) -> bool:
         spoken = self._spoken_at(tokens_TK)
@@ -195,6 +209,10 @@ class _Scene:
     def _words(self, tokens_TK: Tokens) -> str:
         text = tokens_TK[self._spoken_at(tokens_TK), 0]
         return str(self._speaker.checkpoint.text_tokenizer.decode([int(token) for token in text])).strip()
+
+
+def _mark(spoken: _Spoken) -> float:
+    return 0.0 if spoken.marks is None else spoken.marks.overall
 
 
 def _scores(chosen: Marks | None, rejected: Marks | None) -> dict[str, float]:
