@@ -9,7 +9,8 @@ Legend: B pairs, S positions of a row, K tokens of a column, T frames of a side,
 P frames of the past.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -21,7 +22,9 @@ from online_align.losses import credit_window
 from online_align.records import Pair, Side
 from server.errors import DuologueError
 
-__all__ = ["Batch", "Grid", "PackedPair", "PairError", "batches", "collate", "pack"]
+__all__ = ["Batch", "Grid", "PackedPair", "PairError", "batches", "collate", "fitting", "pack"]
+
+log = logging.getLogger(__name__)
 
 _NO_TOKEN = -1
 _PADDING = -1
@@ -126,6 +129,18 @@ def pack(pair: Pair, grid: Grid, *, context: int | None = None, whole: tuple[boo
         columns=(_said(past_PK, sides[0][0], grid), _said(past_PK, sides[1][0], grid)),
         credit=(sides[0][1], sides[1][1]),
     )
+
+
+def fitting(pairs: Iterable[Pair], grid: Grid) -> list[Pair]:
+    """Those that can be packed; the log names the others. One bad pair must not stop a learner for good."""
+    kept = []
+    for pair in pairs:
+        try:
+            _check(pair, grid)
+            kept.append(pair)
+        except PairError as problem:
+            log.warning("left out: %s", problem)
+    return kept
 
 
 def collate(rows: Sequence[PackedPair], grid: Grid, device: torch.device) -> Batch:

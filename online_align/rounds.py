@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from online_align.batches import fitting
 from online_align.drift import divergence_from
 from online_align.export import Manifest, write_adapter
 from online_align.good_spans import find_spans, open_spans
@@ -26,7 +27,7 @@ from online_align.settings import LearnerSettings
 from online_align.starting import Starting
 from online_align.workers import Workers
 from server.engine.adapters import file_sha256
-from server.journal import Journal
+from server.journal import Journal, JournalError
 from server.journal.registry import AdapterRegistry, AdapterRow
 
 __all__ = ["HandOver", "Rounds", "Told", "kept"]
@@ -99,7 +100,7 @@ class Rounds:
     def once(self) -> Round | None:
         """Finish the round that was left, or make a new one of what waits. None when nothing waits.
 
-        Raises `RoundError`, `PairError`, `CheckpointError` and whatever the gate raises; the round then stays where it
+        Raises `RoundError`, `CheckpointError` and whatever the gate raises; the round then stays where it
         is, and is gone on with next time.
         """
         current: Round | None = self._workers.tell(self._next() if self._workers.first else None)
@@ -152,16 +153,19 @@ class Rounds:
         current, pairs, replayed = self._still_there(current)
         while pairs:
             policy, config = self._starting.policy(current)
+            pairs, replayed = fitting(pairs, policy.grid), fitting(replayed, policy.grid)
+            if not pairs:
+                break
             pairs = self._referenced(policy, current, pairs)
-            heldout = self._referenced(policy, current, self._heldout())
+            heldout = self._referenced(policy, current, fitting(self._heldout(), policy.grid))
             before = {name: part.detach().clone() for name, part in policy.learned().items()}
             figures = self._pass(self._workers.shard(policy), current, pairs, replayed)
             after, divergence = self._measured(policy, current, heldout, before)
-            known = current
+            known, learned = current, pairs
             current, pairs, replayed = self._still_there(current)
             if current is known:
-                return self._export(policy, current, pairs, config, (figures, after, divergence))
-        return self._write(current, stage=Stage.EMPTY, outcome="everything it was to learn from has been deleted")
+                return self._export(policy, current, learned, config, (figures, after, divergence))
+        return self._write(current, stage=Stage.EMPTY, outcome="nothing is left that it could learn from")
 
     def _pass(self, policy: Policy, current: Round, pairs: Sequence[Pair], replayed: Sequence[Pair]) -> Figures:
         training = Pass(
@@ -268,8 +272,14 @@ class Rounds:
         return [new.get(pair.id, pair) for pair in pairs]
 
     def _opened(self, ids: Iterable[str]) -> list[Pair]:
-        wanted = set(ids)
-        return [pair for pair in self._store.read(heldout=False) if pair.id in wanted]
+        """The pairs that are there and can be read."""
+        found = []
+        for each in ids:
+            try:
+                found.append(self._store.get(each))
+            except JournalError as problem:
+                log.info("pair %s is left out: %s", each, problem)
+        return found
 
     def _heldout(self) -> list[Pair]:
         return self._store.read(heldout=True, limit=_MOST_HELDOUT)

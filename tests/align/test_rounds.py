@@ -185,6 +185,21 @@ def test_good_spans_are_planned_learned_from_and_in_the_lineage(journal: Journal
     assert AdapterRegistry(journal.engine).get(made.adapter).withdrawn
 
 
+def test_a_pair_that_cannot_be_trained_on_stops_nobody(journal: Journal, tmp_path: Path, tiny: str) -> None:
+    far = random_pair(7, kind=PairKind.CUT_OFF, event=900, session=CALLS[0])
+    PairStore(journal).add([*some(range(3)), far])
+    rounds = rounds_of(journal, tmp_path, tiny)
+    made = rounds.once()
+    assert made is not None
+    assert made.trained is not None
+    assert (len(made.pairs), made.trained.pairs, made.stage) == (4, 3, Stage.DONE)
+    PairStore(journal).add([msgspec.structs.replace(far, id="again")])
+    empty = rounds.once()
+    assert empty is not None
+    assert (empty.stage, empty.outcome) == (Stage.EMPTY, "nothing is left that it could learn from")
+    assert rounds.waiting() == []
+
+
 def planned(journal: Journal, rounds: Rounds, tiny: str) -> Round:
     from server.engine.adapters import file_sha256
 
