@@ -8,6 +8,7 @@ registry alone.
 """
 
 import json
+import os
 import statistics
 import tempfile
 import threading
@@ -32,6 +33,8 @@ __all__ = ["Operator", "Window", "main", "take_turns"]
 _SHARE: Final = 0.8
 _TOKEN: Final = "an-admin-token-for-measuring"
 _MOST_CALLERS: Final = 64
+_PLACES: Final = 6
+"""Kept ready. A call keeps its version while it speaks, and each version that is spoken costs a step of its own."""
 _RAMP_S: Final = 0.15
 _SETTLE_S: Final = 3.0
 _LATE_TO_ARRIVE_S: Final = 0.2
@@ -39,6 +42,7 @@ _LATE_TO_ARRIVE_S: Final = 0.2
 _ROLLBACKS: Final = 3
 _ROLLBACK_S: Final = 5.0
 """Of the load, for one by HTTP and one by the registry."""
+_LOOK_S: Final = 0.1
 _PATIENCE_S: Final = 30.0
 _GOAL_ROLLBACK_MS: Final = 1000.0
 
@@ -109,6 +113,9 @@ class Operator:
         began = time.monotonic()
         self._post(f"/api/adapters/{name}/promote")
         told = self._post(f"/api/adapters/{name}/promote")
+        while not told["adapter"]["ready"] and not told["adapter"]["problem"]:
+            time.sleep(_LOOK_S)  # there is room when the last call with an older one has fallen silent
+            told = self.page(f"/api/adapters/{name}")
         self.make_live_ms.append(1000 * (time.monotonic() - began))
         if told["adapter"]["state"] != "live" or not told["adapter"]["ready"]:
             raise RuntimeError(f"{name} is not live: {told}")
@@ -130,8 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = parser("swap", __doc__)
     options.add_argument("--swaps", type=int, default=1000, metavar="N", help="(default: %(default)s)")
-    options.add_argument("--per-second", type=float, default=4.0, metavar="R", help="in a window (%(default)s)")
-    options.add_argument("--window-seconds", type=float, default=5.0, metavar="S", help="(default: %(default)s)")
+    options.add_argument("--per-second", type=float, default=1.0, metavar="R", help="in a window (%(default)s)")
+    options.add_argument("--window-seconds", type=float, default=10.0, metavar="S", help="(default: %(default)s)")
     options.add_argument("--callers", type=int, metavar="N", help="(default: 80 %% of what the server can hold)")
     options.add_argument("--rank", type=int, default=16, metavar="R", help="of the adapters (default: %(default)s)")
     given = options.parse_args(arguments)
@@ -141,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as place:
         data_dir, token = Path(place) / "data", Path(place) / "token"
         token.write_text(_TOKEN)
+        os.environ["DUOLOGUE_MAX_ADAPTERS"] = str(_PLACES)
         flags = ["--swap-live", "--data-dir", str(data_dir), "--admin-token-file", str(token)]
         with (
             stocked(data_dir, given.checkpoint, names, rank=given.rank) as registry,

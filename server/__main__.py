@@ -59,10 +59,10 @@ async def _serve(config: ServerConfig, lines: LogThread) -> bool:
 
     def load(slots: int) -> Engine:
         _leave_a_core()
-        return Engine.load(config.checkpoint, slots=slots, device=config.device)
+        return Engine.load(config.checkpoint, slots=slots, device=config.device, max_adapters=config.max_adapters)
 
     def load_base(checkpoint: str, slots: int) -> Engine:
-        return Engine.load(checkpoint, slots=slots, device=config.device)
+        return Engine.load(checkpoint, slots=slots, device=config.device, max_adapters=config.max_adapters)
 
     server = Server(config, load, load_base=load_base, ceiling=_ceiling(config))
     lines.on_dropped = server.metrics.log_dropped.inc

@@ -49,7 +49,7 @@ class Shelf:
     def __init__(self, engine: Engine, data_dir: Path, on_read: Callable[[], None]) -> None:
         self.engine = engine
         self.crowded = False
-        """An adapter found no room the last time."""
+        """The last adapter that was wanted found no room."""
         self._data_dir = data_dir
         self._ready: dict[_Key, Version] = {}
         self._sizes: dict[int, int] = {}
@@ -83,9 +83,12 @@ class Shelf:
         return self._refused.get(_key(row), "")
 
     def want(self, row: AdapterRow) -> None:
-        """Begin to read an adapter, unless it is ready, being read or refused."""
+        """Begin to read an adapter, unless it is ready, being read or refused, or there is no room: see `crowded`."""
         key = _key(row)
-        if key not in self._ready and key not in self._refused and key not in self._reading:
+        if key in self._ready or key in self._refused or key in self._reading:
+            return
+        self.crowded = len(self.engine.adapters) + len(self._reading) >= self.engine.adapter_places
+        if not self.crowded:
             self._has_read.clear()
             reading = self._reader.submit(self._read, row)
             self._reading[key] = row, reading
@@ -100,7 +103,6 @@ class Shelf:
             try:
                 self._ready[key] = Version(id=row.id, number=reading.result())
                 self._sizes[self._ready[key].number] = self._size(row)
-                self.crowded = False
             except AdapterRoomError:
                 self.crowded = True
             except (DuologueError, OSError) as problem:

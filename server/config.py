@@ -43,6 +43,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     canary_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Of users, who hear an adapter while it is a canary."""
+    max_adapters: Annotated[int, Meta(ge=1, le=64)] = 4
+    """Adapters kept ready at once: the live one, a canary, the one before, and those that older calls still have."""
     swap_live: bool = False
     """Let calls that are under way change to a new adapter when nobody speaks; else they keep theirs to the end."""
     learn: bool = False
@@ -129,6 +131,7 @@ EXPECTED: Final = {
     "retention_days": "0 days or more, where 0 keeps for ever",
     "log_level": "debug, info, warning or error",
     "canary_share": "a share of users from 0 to 1 who hear an adapter while it is a canary",
+    "max_adapters": "1 to 64 adapters kept ready at once",
     "swap_live": "true or false: whether calls under way change to a new adapter when nobody speaks",
     "learn": "true or false: whether the learner runs beside the server",
     "token_file": "a file with lines NAME:TOKEN; calls then need one of the tokens",

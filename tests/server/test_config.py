@@ -32,6 +32,7 @@ def test_the_settings_and_their_defaults_are_frozen() -> None:
         "retention_days": 30.0,
         "log_level": "info",
         "canary_share": 0.1,
+        "max_adapters": 4,
         "swap_live": False,
         "learn": False,
         "token_file": None,
