@@ -23,7 +23,18 @@ import msgspec
 
 from server.errors import TokenError
 
-__all__ = ["SHORTEST_TOKEN", "Holder", "Role", "TokenBook", "digest", "main", "read_token", "read_token_file"]
+__all__ = [
+    "SHORTEST_TOKEN",
+    "Holder",
+    "Role",
+    "TokenBook",
+    "digest",
+    "main",
+    "read_lone_token",
+    "read_token",
+    "read_token_file",
+    "read_tokens",
+]
 
 SHORTEST_TOKEN: Final = 16
 """Characters. Of a random token, 16 are enough that nobody guesses it at any rate a server can answer."""
