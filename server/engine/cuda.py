@@ -7,26 +7,23 @@ Where kernels are interpreted (see `kernels.dialect`) the same code runs on a CP
 The graph is recorded once, when the engine is made, and replayed from then on; adapters, parameters and rows change by
 writing into memory that it reads.
 
-Legend: B rows, S samples of a frame, K all codebooks, U user codebooks, Q model audio codebooks (`dep_q`).
+Legend: B rows, K all codebooks.
 """
 
 import time
 from typing import Any, Final
 
 import torch
-from moshi.utils.compile import no_compile
 from torch import Tensor, nn
 
 from kernels import dialect
 from kernels.adapter_bank import AdapterBank
 from kernels.cpu import UnsupportedModelError
 from server.engine.checkpoint import Checkpoint
-from server.engine.columns import TokenColumns
 from server.engine.cuda_language import KernelLanguage
 from server.engine.cuda_sampling import KernelSampling
-from server.engine.frames import LOUDEST, StageSeconds, Stepped
+from server.engine.full_width import FullWidthStep
 from server.engine.params import SamplingParams
-from server.engine.upstream import StreamingCodec
 
 __all__ = ["HIGHEST_RANK", "KernelStep"]
 
@@ -34,7 +31,7 @@ HIGHEST_RANK: Final = 128
 _WARM_UPS: Final = 2
 
 
-class KernelStep:
+class KernelStep(FullWidthStep):
     """All rows' state, and the step over it. A model belongs to one of these.
 
     `int8_ring` keeps keys and values as int8, so that nearly twice as many calls fit. Raises `UnsupportedModelError`
@@ -53,32 +50,13 @@ class KernelStep:
     ) -> None:
         if not dialect.PRESENT:
             raise UnsupportedModelError("kernels without Triton; install the version that belongs to this torch")
-        lm, mimi = checkpoint.lm, checkpoint.mimi
-        self._device = device
-        self._user_codebooks: int = lm.n_q - lm.dep_q
-        self._model_codebooks: int = lm.dep_q
+        super().__init__(checkpoint, rows, device)
+        lm = checkpoint.lm
         # Not in inference mode: adapters are written into it by others.
         self._bank = _bank(lm, rows, max_adapters, max_rank) if max_adapters else None
         with torch.inference_mode():
-            self._codec = StreamingCodec(mimi, rows)
-            self._columns = TokenColumns(
-                rows=rows,
-                delays=lm.delays,
-                dep_q=lm.dep_q,
-                text_start=lm.text_initial_token_id,
-                audio_start=lm.initial_token_id,
-                device=device,
-            )
-            self._sampling = KernelSampling(
-                rows=rows,
-                text_card=lm.text_linear.out_features,
-                dep_q=lm.dep_q,
-                card=lm.card,
-                padding_ids=(lm.text_padding_token_id, lm.end_of_text_padding_id),
-                device=device,
-            )
+            self._sampling = KernelSampling(**self._sizes._asdict())
             self._language = KernelLanguage(lm, self._sampling, self._bank, rows=rows, int8_ring=int8_ring)
-            self._rows = rows
             self._graph = self._record() if device.type == "cuda" else None
 
     @property
@@ -109,24 +87,9 @@ class KernelStep:
         with torch.inference_mode():
             self._language.offset_B[row] = frames
 
-    def step(self, pcm_BS: Tensor, moving_B: Tensor) -> Stepped:
-        """One frame of every row in `moving_B` (bool, CPU). The whole language model counts as `temporal`."""
-        torch.set_flush_denormal(True)  # per thread, and denormals make convolutions many times slower
-        with torch.inference_mode(), no_compile():
-            sound_B = pcm_BS.abs().amax(dim=1) <= LOUDEST  # False for NaN
-            heard_BS = pcm_BS.masked_fill(~(moving_B & sound_B)[:, None], 0.0)
-            tokens, logprob, spoken, stages = self._step(heard_BS.to(self._device), moving_B)
-        # Tensors made in inference mode refuse later writes; their copies are ordinary ones.
-        return Stepped(
-            tokens.cpu().clone(), logprob.cpu().clone(), spoken.cpu().clone(), (moving_B & ~sound_B).clone(), stages
-        )
-
-    def _step(self, pcm_BS: Tensor, moving_B: Tensor) -> tuple[Tensor, Tensor, Tensor, StageSeconds]:
+    def _think(self, moving_B: Tensor) -> float:
+        """The whole language model counts as `temporal`: the host only starts the graph."""
         columns, sampling, language = self._columns, self._sampling, self._language
-        began = time.perf_counter()
-        user = self._codec.encode(pcm_BS, columns.hears(moving_B))[:, : self._user_codebooks]
-        columns.hear(user, moving_B)
-        encoded = time.perf_counter()
         language.column_BK.copy_(columns.next_input(moving_B)[..., 0])
         language.moving_B.copy_(moving_B)
         if self._graph is None:
@@ -134,13 +97,7 @@ class KernelStep:
         else:
             self._graph.replay()
         columns.speak(sampling.token_BK[:, 0], sampling.token_BK[:, 1:], sampling.logprob_B, moving_B)
-        tokens, logprob, out_B = columns.complete(moving_B)
-        thought = time.perf_counter()
-        spoken = self._codec.decode(tokens[:, 1 : 1 + self._model_codebooks], out_B)
-        stages = StageSeconds(
-            encode=encoded - began, temporal=thought - encoded, depth=0.0, decode=time.perf_counter() - thought
-        )
-        return tokens, logprob, spoken, stages
+        return time.perf_counter()
 
     def _record(self) -> Any:
         """The language model's step as a CUDA graph. While it is recorded no row moves, so no row changes."""

@@ -120,7 +120,7 @@ def test_depth_transformer_does_not_follow_the_masks(fresh: Stock) -> None:
 
 
 def test_codec_has_one_mask_for_both_directions(fresh: Stock) -> None:
-    """`codec.StreamingCodec` sets it before each half; a masked row's encoder and decoder both stand still."""
+    """`full_width.StreamingCodec` sets it before each half; a masked row's encoder and decoder both stand still."""
     pcm = sound(5, fresh.mimi.frame_size, seed=1)
     spoken = torch.randint(0, 32, (5, 1, fresh.lm.dep_q, 1), generator=torch.Generator().manual_seed(2))
     with torch.no_grad(), no_compile():
@@ -138,7 +138,7 @@ def test_codec_has_one_mask_for_both_directions(fresh: Stock) -> None:
 
 
 def test_codec_cannot_decode_what_is_not_there(fresh: Stock) -> None:
-    """`codec.StreamingCodec.decode` clamps: upstream looks -2 up in the codebook."""
+    """`full_width.StreamingCodec.decode` clamps: upstream looks -2 up in the codebook."""
     with torch.no_grad(), no_compile(), pytest.raises(IndexError):
         fresh.mimi.decode(torch.full((1, fresh.lm.dep_q, 1), NOTHING))
 
