@@ -23,6 +23,8 @@ from server.engine.adapters import AdapterFile
 
 __all__ = ["Agreement", "agreement", "margins"]
 
+_FRAME_RATE_HZ: Final = 12.5
+"""Of Mimi, and so of every model in Moshi's layout."""
 _DRAWS: Final = 2000
 _BATCH: Final = 8
 _PAST_FRAMES: Final = 250
@@ -101,7 +103,7 @@ def _credit(pair: Pair, side: Side) -> Tensor:
     frames = len(side.tokens_TK)
     if not pair.kind.about_timing:
         return torch.ones(frames)
-    return credit_window(torch.tensor([pair.event]), torch.tensor([frames]), frames, frame_rate=12.5)[0]
+    return credit_window(torch.tensor([pair.event]), torch.tensor([frames]), frames, frame_rate=_FRAME_RATE_HZ)[0]
 
 
 def _logprobs(lm: Any, columns: Tensor) -> Tensor:
