@@ -44,7 +44,7 @@ NOT_SHOWN = {
     "Steps": "the learner gets no pairs, so it takes no step; its other metrics are there from its start",
 }
 
-pytestmark = [pytest.mark.mini, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.mini, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def silence(length_s: float) -> Iterator[Pcm]:
