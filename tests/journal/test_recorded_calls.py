@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from online_align.replay import Takeover, load, replay
 from server.journal import Journal, open_journal
@@ -173,3 +175,33 @@ async def test_a_call_knows_its_adapters_and_replays_with_them(tiny: Path, tmp_p
     for other in (replay(checkpoint, about, columns), replay(checkpoint, about, columns, adapter=folder)):
         assert other.first_difference is not None, "the adapters matter"
     journal.engine.dispose()
+
+
+async def test_a_disk_that_fails_is_told_counted_and_told_to_be_well_again(tiny: Path, tmp_path: Path) -> None:
+    broken = True
+
+    def fail(*_: object) -> None:
+        if broken:
+            raise OperationalError("COMMIT", {}, OSError(5, "Input/output error"))
+
+    async with serving(tiny, data_dir=tmp_path / "data") as live:
+        async with calling(live.url, "?consent=keep") as caller:
+            await caller.greeted()
+            await caller.talk(voice(10))
+            await recorded(live)
+            writer = live.server.listening._keeping.writer
+            assert writer is not None
+            await until(lambda: writer.figures.durable_frames > 0)
+            event.listen(writer._engine, "commit", fail)
+            await caller.talk(voice(10))
+            await until(lambda: not live.count("duologue_journal_ok"))
+            status, body = await live.get("/readyz")
+            assert status == 200, "who calls can still be served"
+            trouble = json.loads(body)["journal"]
+            assert trouble.startswith("the journal cannot be written: OperationalError")
+            assert "Input/output error" in trouble
+            broken = False
+            await caller.talk(voice(10))
+            await until(lambda: bool(live.count("duologue_journal_ok")))
+            assert "journal" not in json.loads((await live.get("/readyz"))[1])
+        await live.empty()
