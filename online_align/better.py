@@ -7,7 +7,7 @@ good enough and the judge knows better words, the model says those. It knows no 
 Legend: T frames, K tokens of a column, U user codebooks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -73,17 +73,22 @@ def say_better(
     branches: int,
     longest: int,
     margin: float,
+    hears: Callable[[Tokens, str], bool] | None = None,
 ) -> Better:
     """Give both sides of a cut. The call must have been told to `speaker`; `name` seeds the branches.
 
-    Raises `NoBetterError`, `JudgeError`.
+    `hears` says whether the words can be heard in a side's columns: given words are only taken where they can. A small
+    model's sound follows what it means to say more than what is dictated to its text. Raises `NoBetterError`,
+    `JudgeError`.
     """
     scene = _Scene(speaker, call_TK, cut, name=name, sampling=sampling, judge=judge, longest=longest)
     rejected = scene.rejected()
     chosen = scene.best(branches)
     least = _FAIR if cut.kind.about_timing or rejected.marks is None else rejected.marks.overall + margin
     if chosen is None or (chosen.marks is not None and chosen.marks.overall < least):
-        chosen = scene.told(rejected) or chosen
+        told = scene.told(rejected)
+        if told is not None and (hears is None or hears(told.tokens_TK, told.words)):
+            chosen = told
     if chosen is None:
         raise NoBetterError("no branch did what was wished for")
     if chosen.marks is not None and chosen.marks.overall < least:

@@ -5,6 +5,7 @@ may still be made (`pair_mix`), the better side (`better`), the store. Making a 
 so running twice adds nothing. It trains nothing.
 """
 
+import functools
 import hashlib
 import time
 from collections import Counter
@@ -14,8 +15,10 @@ from typing import Final
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import select
 
+from online_align.answers import plain_words
 from online_align.better import Better, NoBetterError, say_better
 from online_align.conversation import Conversation
 from online_align.faults import Cut, NoCutError, find_cut
@@ -26,7 +29,7 @@ from online_align.pair_store import PairStore
 from online_align.records import Evidence, Pair, PairKind, Side
 from online_align.regenerate import Regenerator
 from online_align.repeats import keep_repeats
-from online_align.transcribe import Recogniser, transcribe
+from online_align.transcribe import Recogniser, side_pcm, transcribe
 from server.engine import SamplingParams
 from server.engine.checkpoint import Checkpoint
 from server.errors import AdapterError
@@ -242,8 +245,16 @@ class PairBuilder:
             branches=self._settings.branches,
             longest=round(self._settings.longest_s * about.frame_rate),
             margin=self._settings.margin,
+            hears=None if self._recogniser is None else functools.partial(self._hears, about),
         )
         return self._written(name, about, columns, complaint, cut, better)
+
+    def _hears(self, about: SessionRow, side_TK: NDArray[np.int16], words: str) -> bool:
+        """Whether the recogniser hears the model say these words."""
+        assert self._recogniser is not None
+        said = side_pcm(self._checkpoint, about, side_TK)
+        heard = " ".join(word.text for word in self._recogniser.hear(said))
+        return plain_words(heard) == plain_words(words)
 
     def _written(
         self, name: str, about: SessionRow, columns: Columns, complaint: Label, cut: Cut, better: Better

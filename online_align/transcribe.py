@@ -24,7 +24,7 @@ from server.signals.activity import UserTrack
 from server.signals.vad import HOP_S, SAMPLE_RATE_HZ, load_vad
 from server.sound import Resampler
 
-__all__ = ["Recogniser", "RecogniserError", "Whisper", "model_turns", "transcribe", "user_turns"]
+__all__ = ["Recogniser", "RecogniserError", "Whisper", "model_turns", "side_pcm", "transcribe", "user_turns"]
 
 _MARGIN_S: Final = 0.4
 """Sound that a recogniser is given round a turn."""
@@ -172,6 +172,11 @@ def model_turns(text_T: NDArray[np.int16], checkpoint: Checkpoint, clock: FrameC
             )
         )
     return turns
+
+
+def side_pcm(checkpoint: Checkpoint, about: SessionRow, tokens_TK: NDArray[np.int16]) -> Pcm:
+    """The model's sound in some columns, float32 `[samples]` at 16 kHz, as a recogniser takes it."""
+    return _at_rate(voices(checkpoint, about, tokens_TK), int(checkpoint.mimi.sample_rate))[1]
 
 
 def _at_rate(sides: NDArray[np.float32], rate: int) -> list[Pcm]:

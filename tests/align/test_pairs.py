@@ -10,6 +10,7 @@ from sqlalchemy import update
 
 from online_align.__main__ import main
 from online_align.answers import Answers
+from online_align.conversation import Word
 from online_align.judge import AXES, Exchange, Marks
 from online_align.judge_rules import RuleJudge
 from online_align.pair_mix import Mix
@@ -196,6 +197,26 @@ def test_where_no_sample_is_good_the_judges_words_are_said(
     (pair,) = PairStore(journal).read()
     assert pair.chosen.words == Contrary.wanted
     assert pair.evidence.scores["chosen"] == 5.0
+
+
+class Deaf:
+    """A recogniser that hears something else."""
+
+    name = "deaf"
+
+    def hear(self, pcm: np.ndarray) -> list[Word]:
+        assert pcm.dtype == np.float32
+        return [Word(text="Paris", t0=0.0, t1=0.1)]
+
+
+def test_words_that_cannot_be_heard_in_its_sound_make_no_pair(
+    journal: Journal, checkpoint: Checkpoint, tmp_path: Path, calls: Calls
+) -> None:
+    keep(journal, "call", calls.wrong)
+    tally = PairBuilder(
+        journal, checkpoint, data_dir=tmp_path, settings=PairSettings(branches=2), judge=Contrary(), recogniser=Deaf()
+    ).build()
+    assert tally.refused == {"nothing better was said": 1}
 
 
 def test_a_call_without_complaints_and_one_that_may_not_be_trained_on_give_nothing(
