@@ -218,6 +218,7 @@ async def test_four_in_a_row_and_all_of_them_speak(tiny: Path, store: Shop) -> N
         callers: list[Caller] = []
         for number in range(4):
             store.stage(f"v{number}", seed=1 + number)
+            body = ""
             for _ in ("canary", "live"):
                 status, body = await post(live, f"/api/adapters/v{number}/promote")
                 assert status == 200, body
