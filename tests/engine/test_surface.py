@@ -22,6 +22,8 @@ def test_members() -> None:
         "warm_up",
         "measure_step",
         "load_adapter",
+        "adapter_layers",
+        "adapter_places",
         "drop_adapter",
         "use_adapter",
         "adapters",
