@@ -21,7 +21,7 @@ import pytest
 
 from client.credentials import Credentials
 from client.link import Link, open_link
-from client.local_server import free_port, local_server, stop
+from client.local_server import free_port, is_ready, local_server, stop
 from client.sound import FRAME_S, FRAME_SIZE, Pcm, read_frames
 from server.protocol import Playback
 from tests.deploy.prometheus import DEPLOY, ROOT, Prometheus, program, watching
@@ -108,11 +108,14 @@ def go_live(shop: Shop, adapter: Path) -> None:
 
 @contextmanager
 def learning(data: Path, log: Path) -> Iterator[str]:
-    """Run a learner on the server's data, until the block ends. Gives where its metrics are."""
+    """Run a learner on the server's data, until the block ends. Gives where its metrics are, once they are there."""
     port = free_port()
     command = [sys.executable, "-m", "online_align", "run", "--data-dir", str(data), "--metrics-port", str(port)]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
+            while not is_ready(f"http://127.0.0.1:{port}/metrics"):  # the test's timeout is the limit
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.2)
             yield f"127.0.0.1:{port}"
             assert process.poll() is None, log.read_text()
         finally:
