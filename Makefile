@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo serve bench aot roofline recipe-smoke clean
+.PHONY: help install test check format demo serve talk bench prometheus dashboards aot roofline recipe-smoke clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,8 +41,17 @@ demo: $(STAMP) ## hold a spoken conversation with the embedded model, without a 
 serve: $(STAMP) ## start the server on http://127.0.0.1:8998
 	$(BIN)/duologue-server $(ARGS)
 
-bench: $(STAMP) ## measure against the moshi package, in one run: a frame, callers held, delay
-	for each in frame_step capacity delay; do $(BIN)/python -m benchmarks.$$each $(ARGS) || exit 1; done
+talk: $(STAMP) ## talk with a microphone to a running server
+	$(BIN)/duologue talk $(ARGS)
+
+bench: $(STAMP) ## measure against named peers, each in one run: a frame, callers held, delay, journal, metrics, learner
+	for each in frame_step capacity delay journal metrics learner; do $(BIN)/python -m benchmarks.$$each $(ARGS) || exit 1; done
+
+prometheus: ## fetch Prometheus for the tests of rules and dashboards
+	deploy/prometheus/get.sh
+
+dashboards: $(STAMP) ## write Grafana's dashboards from their pages
+	$(BIN)/python deploy/grafana/make_dashboards.py
 
 aot: $(STAMP) ## compile every GPU kernel, without a GPU, and compare with the golden file
 	$(BIN)/python -m kernels.aot --check

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from client.local_server import local_server
+from server.journal import open_journal
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +131,11 @@ def test_load(clone: Path, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_journal(clone: Path) -> None:
+    """Where nothing was kept yet it says so; where there is a journal, it counts."""
+    refused = subprocess.run(JOURNAL.split(), cwd=clone, env=environment(), capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "expected" in refused.stderr
+    open_journal(clone / "data").engine.dispose()
     done = subprocess.run(JOURNAL.split(), cwd=clone, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^sessions +0$", done.stdout, re.MULTILINE)
@@ -145,6 +151,9 @@ def test_make_bench(clone: Path) -> None:
         "benchmarks.frame_step",
         "benchmarks.capacity",
         "benchmarks.delay",
+        "benchmarks.journal",
+        "benchmarks.metrics",
+        "benchmarks.learner",
     ]
 
 

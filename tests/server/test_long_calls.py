@@ -12,10 +12,10 @@ from server import protocol
 from server.boxes import Reply
 from server.config import ServerConfig
 from server.engine import Engine
+from server.generations import describe
 from server.metrics import Metrics
 from server.ogg import OggWriter
 from server.parameters import read_parameters
-from server.scheduler import _describe
 from server.session import ModelInfo, Session
 from server.sound import PACKET_MS, SoundEncoder
 from tests.server.caller import voice
@@ -67,7 +67,7 @@ class Parrot:
 
 @pytest.mark.slow
 async def test_a_session_is_as_large_after_minutes_as_after_seconds(tiny: Path) -> None:
-    model = _describe(await asyncio.to_thread(Engine.load, tiny, slots=1, device="cpu"))
+    model = describe(await asyncio.to_thread(Engine.load, tiny, slots=1, device="cpu"))
     parrot, config = Parrot(), ServerConfig(max_speed=1e6)
     session = Session(
         model=model, parameters=read_parameters({}), config=config, metrics=Metrics(), on_frame=parrot.answer

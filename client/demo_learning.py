@@ -1,0 +1,185 @@
+"""The demo's second half: people hesitate, the model takes their pauses, learns from it and stops, while it serves.
+
+Recorded people call over the real socket and permit learning; one call goes on all the time. `duologue-align once` is
+another process that makes pairs of what was kept, trains an adapter, lets the gate judge it and puts it live; the
+server moves the call that is under way. Then other people ask the same kind of question again. This file tells the
+story and counts; it knows of learning only the command and what the server says.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from client.call import CallReport, hold_call
+from client.demo_people import Hesitation, hesitations, load_people
+from client.errors import ClientError
+from client.judge import agrees
+from client.link import open_link
+from client.local_server import local_server
+from client.recording import Recording
+from client.sound import FRAME_S, FRAME_SIZE, Pcm
+
+__all__ = ["Count", "Learned", "learn_while_serving"]
+
+_SAMPLING: Final = {"text_temperature": "0", "audio_temperature": "0"}
+_CONSENT: Final = {"consent": "keep,train"}
+_SLOTS: Final = 17
+_AT_ONCE: Final = 16
+_SPEED: Final = 2.0
+_LATE_S: Final = 0.08
+_ROUND_S: Final = 300.0
+_MOVED_S: Final = 20.0
+_SETTLE_S: Final = 2.0
+
+
+class Count(msgspec.Struct, frozen=True, kw_only=True):
+    """How a group of calls went."""
+
+    calls: int
+    took_pause: int
+    """The model began before the caller had asked everything."""
+    right: int
+    adapter: str | None
+
+
+class Learned(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole story in figures."""
+
+    before: Count
+    taught: Count
+    """The calls that it learned from."""
+    after: Count
+    round: dict[str, object]
+    """What the learner says of its round."""
+    round_s: float
+    live_from: str | None
+    """What the call that went on all the time spoke with at its beginning,"""
+    live_to: str | None
+    """and at its end."""
+    live_dropped_ms: int
+
+    @property
+    def happened(self) -> bool:
+        """Whether an adapter went live under a call and fewer pauses are taken than before."""
+        moved = self.live_to is not None and self.live_from != self.live_to
+        return moved and self.after.took_pause < self.before.took_pause
+
+
+def learn_while_serving(checkpoint: str, folder: Path, *, teachers: int = 96, askers: int = 32) -> Learned:
+    """Run it all with a data folder below `folder`. Raises ClientError."""
+    people = load_people()
+    teaching = hesitations([p for p in people if p.wording == "trained"], teachers, pause_s=1.0, seed=1)
+    asking = hesitations([p for p in people if p.wording == "heldout"], askers, pause_s=1.0, seed=2)
+    data = folder / "data"
+    flags = ["--slots", str(_SLOTS), "--data-dir", str(data), "--swap-live"]
+    with local_server(checkpoint, log=folder / "learning.log", flags=flags) as url:
+        return asyncio.run(_story(url, checkpoint, data, teaching, asking))
+
+
+async def _story(
+    url: str, checkpoint: str, data: Path, teaching: Sequence[Hesitation], asking: Sequence[Hesitation]
+) -> Learned:
+    over = asyncio.Event()
+    live = asyncio.create_task(_go_on_calling(url, over))
+    try:
+        before = await _group(url, asking, {})
+        _tell("before", before)
+        taught = await _group(url, teaching, _CONSENT)
+        _tell("calls that permit learning", taught)
+        await asyncio.sleep(_SETTLE_S)  # the journal commits several times a second
+        began_at = time.monotonic()
+        made = await asyncio.to_thread(_one_round, data, checkpoint)
+        round_s = time.monotonic() - began_at
+        print(f"one round of learning in {round_s:.0f} s: {made.get('outcome') or made.get('stage')}")
+        moved_to = await _wait_for_move(url)
+        after = await _group(url, asking, {})
+        _tell("after", after)
+    finally:
+        over.set()
+        report = await live
+    return Learned(
+        before=before,
+        taught=taught,
+        after=after,
+        round=made,
+        round_s=round(round_s, 1),
+        live_from=report.adapter,
+        live_to=moved_to,
+        live_dropped_ms=report.dropped_ms + report.skipped_ms,
+    )
+
+
+async def _group(url: str, asked: Sequence[Hesitation], query: dict[str, str]) -> Count:
+    """Let them all call, some at a time, and count."""
+    turnstile = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(question: Hesitation) -> CallReport:
+        async with turnstile, open_link(url, query=_SAMPLING | query) as link:
+            with Recording() as recording:
+                return await hold_call(link, question.frames(), recording, url=url, speed=_SPEED)
+
+    reports = await asyncio.gather(*(one(question) for question in asked))
+    pairs = list(zip(asked, reports, strict=True))
+    return Count(
+        calls=len(pairs),
+        took_pause=sum(bool(r.pieces) and r.pieces[0].t_s + _LATE_S < q.end_s for q, r in pairs),
+        right=sum(agrees(q.expected, r.text) for q, r in pairs),
+        adapter=next((r.adapter for r in reports if r.adapter), None),
+    )
+
+
+async def _go_on_calling(url: str, over: asyncio.Event) -> CallReport:
+    """One call in real time that says nothing and hears everything, until it is over."""
+    async with open_link(url, query=_SAMPLING) as link:
+        with Recording() as recording:
+            return await hold_call(link, _until(over), recording, url=url)
+
+
+def _until(over: asyncio.Event) -> Iterator[Pcm]:
+    rng = np.random.default_rng(0)
+    while not over.is_set():
+        yield (3e-4 * rng.standard_normal(FRAME_SIZE)).astype(np.float32)
+
+
+def _one_round(data: Path, checkpoint: str) -> dict[str, object]:
+    """The learner as a process of its own. Raises ClientError when it fails or has nothing to learn from."""
+    command = [sys.executable, "-m", "online_align", "once", "--data-dir", str(data), "--checkpoint", checkpoint]
+    done = subprocess.run(
+        [*command, "--evidence", "gate", "--json"], capture_output=True, text=True, timeout=_ROUND_S, check=False
+    )
+    made = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout.strip() else None
+    if not isinstance(made, dict):
+        raise ClientError(f"The learner made no round (code {done.returncode}): {done.stderr.strip()[-600:]}")
+    return made
+
+
+async def _wait_for_move(url: str) -> str | None:
+    """Until the call that is under way speaks with something new, or has had time enough."""
+    deadline = time.monotonic() + _MOVED_S
+    while time.monotonic() < deadline:
+        for session in await asyncio.to_thread(_sessions, url):
+            if session.get("adapter"):
+                return str(session["adapter"])
+        await asyncio.sleep(FRAME_S)
+    return None
+
+
+def _sessions(url: str) -> list[dict[str, object]]:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url.replace("ws://", "http://") + "/api/sessions", timeout=10) as response:
+        found: list[dict[str, object]] = json.load(response)["sessions"]
+    return found
+
+
+def _tell(name: str, count: Count) -> None:
+    with_ = f", with {count.adapter}" if count.adapter else ""
+    print(f"{name}: it took {count.took_pause} of {count.calls} pauses and answered {count.right} right{with_}")
