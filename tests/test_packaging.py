@@ -26,7 +26,9 @@ UNFOLLOWED = {"trl": {"accelerate", "datasets", "pandas", "pyarrow", "transforme
 """Requirements of packages of which tests read single files: `trl`'s losses are run from its source."""
 
 OURS = {"benchmarks", "client", "kernels", "online_align", "recipes", "server"}
-DEMO = {ROOT / "client" / name for name in ("demo.py", "judge.py", "timeline.py", "load/picture.py")}
+DEMO = {
+    ROOT / "client" / name for name in ("demo.py", "demo_learning.py", "judge.py", "timeline.py", "load/picture.py")
+}
 """`make demo` comes with the development extra; a caller needs none of it."""
 
 OTHER_NAMES = {"hibari": "hibari-tts"}

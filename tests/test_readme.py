@@ -1,5 +1,6 @@
 """The README's commands, run as they stand; the links and the map, followed."""
 
+import json
 import os
 import re
 import signal
@@ -95,13 +96,17 @@ def test_ci_runs_the_rest() -> None:
 
 
 @pytest.mark.mini
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(420)
 def test_make_demo(clone: Path) -> None:
     done = subprocess.run(MAKE_DEMO.split(), cwd=clone, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "of 5 answers are right" in done.stdout
     assert {path.name for path in (clone / "demo").glob("*.png")} == {"timeline.png"}
     assert len(list((clone / "demo").glob("call_*.wav"))) == 5
+    learning = json.loads((clone / "demo" / "learning.json").read_text())
+    assert learning["live_from"] is None
+    assert learning["live_to"].startswith("round-")
+    assert learning["round"]["pairs"]
 
 
 def test_say(clone: Path, tiny: Path, tmp_path: Path) -> None:

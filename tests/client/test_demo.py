@@ -99,7 +99,7 @@ def in_thread(script: Any) -> Iterator[str]:
 
 def run(folder: Path, *arguments: str) -> tuple[int, list[Asked]]:
     with pytest.raises(SystemExit) as end:
-        main(["--out", str(folder / "demo"), *arguments])
+        main(["--out", str(folder / "demo"), "--no-learning", *arguments])
     result = folder / "demo" / "result.json"
     asked = msgspec.json.decode(result.read_bytes(), type=list[Asked]) if result.exists() else []
     assert isinstance(end.value.code, int)
