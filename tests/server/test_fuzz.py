@@ -52,15 +52,18 @@ requests = st.tuples(
     st.lists(st.tuples(st.sampled_from(HEADERS), values), max_size=6),
     st.binary(max_size=40),
 )
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+@unhurried
 @given(st.dictionaries(st.sampled_from(NAMES), st.text() | st.integers().map(str) | st.floats().map(str)))
 def test_a_query_is_understood_or_refused(query: Mapping[str, str]) -> None:
     with contextlib.suppress(ParameterError):
         read_parameters(query)
 
 
+@unhurried
 @given(st.binary() | st.text().map(str.encode))
 @example(b'\x04{"type":"\xff"}')
 @example(b"\x04" + b"[" * 100_000)
