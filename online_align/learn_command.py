@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from online_align import judging
 from server.errors import DuologueError
 
 __all__ = ["once", "parser", "run"]
@@ -157,7 +158,13 @@ def _collector(asked: argparse.Namespace, journal: Any) -> Callable[[], int]:
     from server.engine.checkpoint import load_checkpoint  # noqa: PLC0415
 
     checkpoint = load_checkpoint(asked.checkpoint, device=torch.device("cpu"), dtype=torch.float32)
-    builder = PairBuilder(journal, checkpoint, data_dir=asked.data_dir)
+    builder = PairBuilder(
+        journal,
+        checkpoint,
+        data_dir=asked.data_dir,
+        judge=judging.judge_of(asked),
+        recogniser=judging.recogniser_of(asked.recogniser),
+    )
 
     def collect() -> int:
         made = builder.build().made.total()
@@ -244,6 +251,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     made.add_argument("--metrics-port", type=int, default=None, help="serve metrics there; 0 chooses a port")
     made.add_argument("--metrics-host", default="127.0.0.1", help="address for that (default: %(default)s)")
     made.add_argument("--metrics-textfile", type=Path, default=None, help="default: learner/metrics.prom")
+    judging.add_arguments(made, judge="none", recogniser="none")
     made.add_argument("--no-collect", action="store_true", help="make no pairs: train on those that are there")
     made.add_argument("--no-release", action="store_true", help="stop when the adapter is staged: no gate, no canary")
     evidence = ("users", "turns", "gate")

@@ -1,24 +1,20 @@
 """`duologue-align pairs`: make preference pairs from a journal, list them, or hear both sides of one."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
+from online_align import judging
 from online_align.pair_mix import Mix
 from online_align.pair_store import PairStore, PairSummary
 from online_align.records import Pair, PairKind
 from server.errors import DuologueError
 from server.journal import Journal, open_journal
-
-if TYPE_CHECKING:
-    from online_align.judge import Judge
-    from online_align.transcribe import Recogniser
 
 __all__ = ["run"]
 
@@ -58,8 +54,8 @@ def _build(journal: Journal, asked: argparse.Namespace) -> None:
         load(asked.checkpoint),
         data_dir=asked.data_dir,
         settings=settings,
-        judge=_judge(asked),
-        recogniser=_recogniser(asked.recogniser),
+        judge=judging.judge_of(asked),
+        recogniser=judging.recogniser_of(asked.recogniser),
     )
     tally = builder.build(limit=asked.sessions, progress=None if asked.json else _progress)
     if asked.json:
@@ -74,34 +70,6 @@ def _build(journal: Journal, asked: argparse.Namespace) -> None:
 def _progress(line: str) -> None:
     if sys.stderr.isatty():
         print(f"\r{line}", end="", file=sys.stderr, flush=True)
-
-
-def _judge(asked: argparse.Namespace) -> "Judge | None":
-    if asked.judge == "none":
-        return None
-    if asked.judge == "rules":
-        from online_align.answers import Answers  # noqa: PLC0415
-        from online_align.judge_rules import RuleJudge  # noqa: PLC0415
-
-        return RuleJudge(Answers.read(*asked.answers))
-    from online_align.judge_endpoint import EndpointJudge, EndpointSettings  # noqa: PLC0415
-
-    settings = EndpointSettings(url=asked.judge, model=asked.judge_model, max_requests=asked.judge_requests)
-    return EndpointJudge(settings, cache=asked.data_dir / "judge")
-
-
-def _recogniser(which: str) -> "Recogniser | None":
-    if which == "none":
-        return None
-    from online_align.transcribe import RecogniserError, Whisper  # noqa: PLC0415
-
-    try:
-        return Whisper(None if which == "auto" else which)
-    except RecogniserError as problem:
-        if which != "auto":
-            raise
-        print(f"duologue-align: callers are not transcribed: {problem}", file=sys.stderr)
-        return None
 
 
 def _list(journal: Journal, asked: argparse.Namespace) -> None:
@@ -196,17 +164,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--free", type=int, default=Mix().free, help="pairs of a kind whatever the mix (default: %(default)s)"
     )
-    parser.add_argument(
-        "--judge", default="rules", help="`rules`, `none`, or the base URL of an OpenAI-compatible endpoint, with /v1"
-    )
-    parser.add_argument(
-        "--answers", type=Path, nargs="+", default=[], help="for `rules`: tables of right answers, TOML or JSON"
-    )
-    parser.add_argument(
-        "--judge-model", default=os.environ.get("DUOLOGUE_JUDGE_MODEL", ""), help="model's name at the endpoint"
-    )
-    parser.add_argument("--judge-requests", type=int, default=2000, help="at most so many (default: %(default)s)")
-    parser.add_argument(
-        "--recogniser", default="auto", help="faster-whisper model, `none`, or `auto`: the dev extra's if installed"
-    )
+    judging.add_arguments(parser, judge="rules", recogniser="auto")
     return parser

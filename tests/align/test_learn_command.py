@@ -93,6 +93,7 @@ def test_the_flags_are_these(name: str) -> None:
             "--evidence",
         ),
         *("--checkpointing", "--loss", "--beta", "--learning-rate", "--batch", "--rank", "--anchor", "--replay"),
+        *("--judge", "--answers", "--judge-model", "--judge-requests", "--recogniser"),
         *("--good", "--audio-weight", "--context-s", "--positions", "--seed", "-h", "--help"),
     }
     own = {"run": {"--pairs-per-round", "--every", "--poll-s"}, "once": {"--json"}}
