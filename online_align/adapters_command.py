@@ -5,18 +5,16 @@ needed. It decides nothing: the gate's verdict is needed whoever promotes.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from online_align.on_journal import do_on_journal
 from online_align.release import verdict_of
 from online_align.verdicts import Outcome
-from server.errors import DuologueError
-from server.journal import Journal, JournalError, open_journal
-from server.journal.database import exists
+from server.journal import Journal
 from server.journal.registry import AdapterRegistry, AdapterRow, folder_of
 
 __all__ = ["run"]
@@ -24,23 +22,7 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str]) -> int:
     """Do it. Returns 0, or 1 when something is refused or not there."""
-    asked = _parser().parse_args(arguments)
-    try:
-        if not exists(asked.data_dir, asked.journal_url):
-            raise JournalError(
-                got=f"{asked.data_dir}, where there is no journal",
-                expected="the data folder of a server",
-                remedy="name it with --data-dir, or the database with --journal-url",
-            )
-        journal = open_journal(asked.data_dir, asked.journal_url)
-        try:
-            code: int = asked.do(journal, asked)
-            return code
-        finally:
-            journal.engine.dispose()
-    except DuologueError as problem:
-        print(f"duologue-align: {problem}", file=sys.stderr)
-        return 1
+    return do_on_journal(_parser().parse_args(arguments))
 
 
 def _list(journal: Journal, asked: argparse.Namespace) -> int:

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from online_align.durable import sync_folder, write_durably
 from online_align.learner import Figures
 from online_align.policy import Policy
 from online_align.settings import LearnerSettings
 from online_align.workers import Workers, whole
+from server.durable import sync_folder, write_durably
 from server.engine.adapters import ADAPTER_WEIGHTS, BASE_KEY, file_sha256
 
 __all__ = ["CONFIG", "MANIFEST", "Manifest", "adapter_tensors", "write_adapter"]

@@ -1,7 +1,6 @@
 """`duologue-align journal WHAT`: look into a journal, also while the server runs; delete from it; replay calls."""
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Any, Final
 
 import msgspec
 
-from server.errors import DuologueError
-from server.journal import Journal, JournalError, export, open_journal
+from online_align.on_journal import do_on_journal
+from server.journal import Journal, export
 from server.journal.adapter_records import folder_of
-from server.journal.database import exists
 from server.journal.registry import AdapterRegistry
 
 __all__ = ["run"]
@@ -22,23 +20,7 @@ _DAY_S: Final = 86_400.0
 
 def run(arguments: Sequence[str]) -> int:
     """Do it. Returns 0, 1 when something is wrong with the journal or what was asked for is not there."""
-    asked = _parser().parse_args(arguments)
-    try:
-        if not exists(asked.data_dir, asked.journal_url):
-            raise JournalError(
-                got=f"{asked.data_dir}, where no call was ever kept",
-                expected="the data folder of a server",
-                remedy="name it with --data-dir, or the database with --journal-url",
-            )
-        journal = open_journal(asked.data_dir, asked.journal_url)
-        try:
-            code: int = asked.do(journal, asked)
-            return code
-        finally:
-            journal.engine.dispose()
-    except DuologueError as problem:
-        print(f"duologue-align: {problem}", file=sys.stderr)
-        return 1
+    return do_on_journal(_parser().parse_args(arguments))
 
 
 def _stats(journal: Journal, asked: argparse.Namespace) -> int:

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from online_align.durable import write_durably
 from online_align.good_spans import GoodSpan
 from online_align.learner import Figures
 from online_align.settings import LearnerSettings
+from server.durable import write_durably
 from server.errors import DuologueError
 
 __all__ = ["Round", "RoundError", "RoundFiles", "Stage"]

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from online_align.durable import write_durably
 from online_align.policy import Policy
 from online_align.workers import Workers, put, whole
+from server.durable import write_durably
 
 __all__ = ["Standing", "restore", "save"]
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from server.durable import sync_folder
 from server.errors import ConfigError
 
 __all__ = ["ServerSecret", "main"]
@@ -47,7 +48,7 @@ class ServerSecret:
                 log.warning("%s is another server's: who calls now is not known again after a restart", self._path)
         finally:
             draft.unlink()
-        _sync(self._path.parent)
+        sync_folder(self._path.parent)
 
     def sign(self, purpose: str, message: bytes) -> bytes:
         """HMAC-SHA256 of a message, 32 bytes, with a key of its own for each purpose."""
@@ -77,14 +78,6 @@ def _write(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         os.write(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -8,6 +8,7 @@ Legend: B rows, S samples of a frame, K all codebooks, Q model audio codebooks (
 """
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ class SamplingSizes(NamedTuple):
     device: torch.device
 
 
-class FullWidthStep:
+class FullWidthStep(ABC):
     """The frame's order of work. Whoever inherits it thinks: `_think` reads `_columns` and speaks into them."""
 
     def __init__(self, checkpoint: Checkpoint, rows: int, device: torch.device) -> None:
@@ -90,9 +91,9 @@ class FullWidthStep:
         )
         return tokens, logprob, spoken, stages
 
+    @abstractmethod
     def _think(self, moving_B: Tensor) -> float:
         """Read the next column and speak. Returns when the text was chosen, by `time.perf_counter`."""
-        raise NotImplementedError
 
 
 class StreamingCodec:

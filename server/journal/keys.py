@@ -13,6 +13,7 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from server.durable import sync_folder
 from server.journal.errors import JournalError, KeyGoneError
 
 __all__ = ["KeyRing", "SessionKey"]
@@ -69,7 +70,7 @@ class KeyRing:
             draft = path.with_suffix(".new")
             _write_durably(draft, AESGCM.generate_key(_KEY_BITS))
             draft.rename(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return self.get(session)
 
     def get(self, session: str) -> SessionKey:
@@ -86,7 +87,7 @@ class KeyRing:
             return False
         _write_durably(path, secrets.token_bytes(path.stat().st_size))
         path.unlink()
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return True
 
     def _path(self, session: str) -> Path:
@@ -100,14 +101,6 @@ def _write_durably(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -97,7 +97,7 @@ def test_what_it_refuses(
 
 def test_no_journal_is_made_by_looking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(tmp_path / "nothing", "list") == 1
-    assert "where there is no journal" in capsys.readouterr().err
+    assert "where no call was ever kept" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists()
 
 
