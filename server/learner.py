@@ -12,7 +12,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from server.config import ServerConfig
@@ -38,21 +39,30 @@ def learner_of(config: ServerConfig) -> "Learner":
     """Make the learner of a server."""
     command = [sys.executable, "-m", "online_align", "run", "--data-dir", str(config.data_dir)]
     command += ["--checkpoint", config.checkpoint]
-    if config.journal_url is not None:
-        command += ["--journal-url", config.journal_url]
-    return Learner(command, may_start=lambda: exists(config.data_dir, config.journal_url))
+    # The database's URL may hold a password, and whoever is on the machine reads command lines.
+    known = {} if config.journal_url is None else {"DUOLOGUE_JOURNAL_URL": config.journal_url}
+    return Learner(command, may_start=lambda: exists(config.data_dir, config.journal_url), environment=known)
 
 
 class Learner:
-    """One command that is to run all the time, once `may_start` says so. `pause_s` is the shortest between two."""
+    """One command that is to run all the time, once `may_start` says so. `pause_s` is the shortest between two.
+
+    It gets the server's environment without its secrets, and `environment` besides.
+    """
 
     def __init__(
-        self, command: Sequence[str], *, may_start: Callable[[], bool], pause_s: float = _SHORTEST_PAUSE_S
+        self,
+        command: Sequence[str],
+        *,
+        may_start: Callable[[], bool],
+        environment: Mapping[str, str] = MappingProxyType({}),
+        pause_s: float = _SHORTEST_PAUSE_S,
     ) -> None:
         self.pid: int | None = None
         """Of the process; None while there is none."""
         self._command = list(command)
         self._may_start = may_start
+        self._environment = environment
         self._pause_s = pause_s
 
     async def run(self) -> None:
@@ -73,6 +83,7 @@ class Learner:
         """Start it, pass on what it says, and wait for its end. Says how that was."""
         child = [sys.executable, "-m", "server.child", str(os.getpid()), *self._command]
         environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        environment.update(self._environment)
         environment.setdefault("OMP_NUM_THREADS", "1")
         pipe = asyncio.subprocess.PIPE
         try:

@@ -1,6 +1,7 @@
 """The learner's process: started when there is something to learn from, again when it ends, ended with the server."""
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from online_align.learn_command import parser
 from server.config import ServerConfig
 from server.learner import Learner, learner_of
 from tests.server.caller import calling, voice
@@ -33,6 +33,11 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def command_line(pid: int) -> str:
+    """As `ps` shows it."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -143,12 +148,30 @@ async def test_the_servers_own_waits_for_a_journal_and_ends_with_it(
     assert not is_alive(pid)
 
 
-def test_the_command_says_where_everything_is() -> None:
-    config = ServerConfig(data_dir=Path("d"), checkpoint="hf:a/b", journal_url="postgresql://x")
-    command = learner_of(config)._command[1:]
-    assert command == [
-        *("-m", "online_align", "run", "--data-dir", "d", "--checkpoint", "hf:a/b"),
-        *("--journal-url", "postgresql://x"),
-    ]
-    asked = parser("run").parse_args(command[3:])
-    assert (asked.data_dir, asked.checkpoint, asked.journal_url) == (Path("d"), "hf:a/b", "postgresql://x")
+PASSWORD = "correct-horse"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_the_journals_password_is_on_no_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is asked what it was started with, and for the journal's URL as `duologue-align run` reads it."""
+    url = f"postgresql+psycopg://duologue:{PASSWORD}@127.0.0.1:1/duologue"
+    monkeypatch.setenv("DUOLOGUE_ADMIN_TOKEN", PASSWORD)
+    config = ServerConfig(data_dir=tmp_path / "d", checkpoint="hf:a/b", journal_url=url)
+    learner = learner_of(config)
+    note = tmp_path / "note"
+    program = (
+        "import json, os, pathlib, sys, time; from online_align.learn_command import parser; "
+        "asked = parser('run').parse_args(sys.argv[4:]); "
+        f"pathlib.Path({str(tmp_path / 'half')!r}).write_text(json.dumps("
+        "[asked.journal_url, str(asked.data_dir), asked.checkpoint, 'DUOLOGUE_ADMIN_TOKEN' in os.environ])); "
+        f"os.rename({str(tmp_path / 'half')!r}, {str(note)!r}); time.sleep(600)"
+    )
+    learner._command[1:1] = ["-c", program]
+    running = asyncio.create_task(learner.run())
+    await until(note.exists)
+    assert json.loads(note.read_text()) == [url, str(tmp_path / "d"), "hf:a/b", False]
+    assert learner.pid is not None
+    started_with = command_line(learner.pid)
+    await ended(running)
+    assert str(tmp_path / "d") in started_with
+    assert PASSWORD not in started_with
