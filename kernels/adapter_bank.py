@@ -6,7 +6,7 @@ file knows layers by name and nothing of files, versions or people. Its methods 
 Legend: R rank, I and O widths of a layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -51,10 +51,16 @@ class AdapterBank:
         """What goes into a layer, and what comes out."""
         return self._widths[name]
 
-    def write(self, number: int, parts: Mapping[str, LowRank], scaling: float) -> None:
-        """Put an adapter in place `number`, which no row may use now. Layers whose `b` is zero cost nothing later."""
+    def write(
+        self, number: int, parts: Mapping[str, LowRank], scaling: float, *, pause: Callable[[], None] = lambda: None
+    ) -> None:
+        """Put an adapter in place `number`, which no row may use now. Layers whose `b` is zero cost nothing later.
+
+        `pause` is called between layers, for a thread that must not be in the way of others.
+        """
         self.clear(number)
         for name, (a, b) in parts.items():
+            pause()
             if not b.any():
                 continue
             rank = a.shape[0]
