@@ -2,14 +2,14 @@
 
 Products of matrices are torch's; all between them are `kernels`. Everything that is kept from step to step lies in
 memory that never moves and is written in place, shapes never change, and nothing is decided on the host, so a CUDA
-graph holds the whole step. What a row's ring costs follows its age (see `kernels.ring_decode`).
+graph holds the whole step.
 
 Only Moshi's family is known here: anything else raises `UnsupportedModelError`, and the engine runs upstream's modules.
 
-Legend: B rows, K all codebooks, D width, H heads, S ring slots, V vocabulary.
+Legend: B rows, K all codebooks, D width, H heads, V vocabulary.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from moshi.modules.gating import ActivationGating
@@ -18,64 +18,46 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.adapter_bank import AdapterBank
-from kernels.combine import combine
 from kernels.depth_attention import depth_attention
 from kernels.norm_gate import rms_norm, swiglu
-from kernels.ring_decode import SPLITS, ring_decode
-from kernels.rope import rope_table
+from server.engine.cuda_rings import Rings
 from server.engine.cuda_sampling import KernelSampling
 from server.engine.layers import require
 
 __all__ = ["KernelLanguage"]
 
 
-class _Attention(NamedTuple):
-    """One layer's keys and values, and their scales where they are int8."""
-
-    k: Tensor
-    v: Tensor
-    k_scale: Tensor | None
-    v_scale: Tensor | None
-
-
 class KernelLanguage:
-    """All rows' state of one `moshi.models.LMModel`, and its step. `int8_ring` halves the ring of a 16-bit model."""
+    """All rows' state of one `moshi.models.LMModel`, and its step.
+
+    `kept` is what the rings hold: any float type, or int8, which halves those of a 16-bit model.
+    """
 
     def __init__(
-        self, lm: Any, sampling: KernelSampling, bank: AdapterBank | None, *, rows: int, int8_ring: bool
+        self, lm: Any, sampling: KernelSampling, bank: AdapterBank | None, *, rows: int, kept: torch.dtype
     ) -> None:
         require(lm.fuser is None and lm.condition_provider is None, "conditions")
         _check_transformer(lm.transformer, "rope")
         _check_transformer(lm.depformer, "none")
         self._lm, self._sampling, self._bank = lm, sampling, bank
         self._names = {module: name for name, module in lm.named_modules()}
-        self._device, dtype = lm.text_linear.weight.device, lm.text_linear.weight.dtype
-        self.offset_B = torch.zeros(rows, dtype=torch.int64, device=self._device)
-        """Steps that each row has made."""
-        self.adapter_B = torch.zeros(rows, dtype=torch.int64, device=self._device)
-        self.moving_B = torch.zeros(rows, dtype=torch.bool, device=self._device)
-        self.column_BK = torch.zeros(rows, lm.n_q + 1, dtype=torch.int64, device=self._device)
+        device, dtype = lm.text_linear.weight.device, lm.text_linear.weight.dtype
+        self.adapter_B = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.moving_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.column_BK = torch.zeros(rows, lm.n_q + 1, dtype=torch.int64, device=device)
         """What the next step reads; valid tokens in every row."""
-        self._heads, self._width = _heads(lm.transformer)
-        shape = (rows, self._heads, int(lm.context), self._width)
-        self._rings = [self._ring(shape, dtype, int8_ring) for _ in lm.transformer.layers]
-        self._partial = torch.zeros(rows, self._heads, SPLITS, 1, self._width, device=self._device)
-        self._weight = torch.zeros(rows, self._heads, SPLITS, 1, device=self._device)
-        self._attended = torch.zeros(rows, 1, self._heads, self._width, dtype=dtype, device=self._device)
+        self._rings = Rings(lm.transformer, self.moving_B, times=1, dtype=dtype, kept=kept)
         heads, width = _heads(lm.depformer)
-        self._depth_attended = torch.zeros(rows, heads, width, dtype=dtype, device=self._device)
+        self._depth_attended = torch.zeros(rows, heads, width, dtype=dtype, device=device)
         self._depth = [
-            [torch.zeros(rows, heads, lm.dep_q, width, dtype=dtype, device=self._device) for _ in "kv"]
+            [torch.zeros(rows, heads, lm.dep_q, width, dtype=dtype, device=device) for _ in "kv"]
             for _ in lm.depformer.layers
         ]
 
-    def _ring(self, shape: tuple[int, ...], dtype: torch.dtype, int8: bool) -> _Attention:
-        kind = torch.int8 if int8 else dtype
-        k, v = (torch.zeros(shape, dtype=kind, device=self._device) for _ in "kv")
-        if not int8:
-            return _Attention(k, v, None, None)
-        k_scale, v_scale = (torch.zeros(shape[:3], device=self._device) for _ in "kv")
-        return _Attention(k, v, k_scale, v_scale)
+    @property
+    def offset_B(self) -> Tensor:
+        """Steps that each row has made, int64."""
+        return self._rings.offset_B
 
     def step(self) -> None:
         """Read `column_BK`, choose `sampling.token_BK`, and take the rows of `moving_B` one step on."""
@@ -87,19 +69,18 @@ class KernelLanguage:
             logits = self._depth_logits(codebook, token_B, hidden)
             token_B = self._sampling.pick_audio(codebook, logits, self.offset_B, self.moving_B)
         self._sampling.remember(self.moving_B)
-        self.offset_B += self.moving_B
+        self._rings.advance()
 
     def _temporal(self) -> Tensor:
         lm, column = self._lm, self.column_BK
         x: Tensor = sum(table(column[:, 1 + place]) for place, table in enumerate(lm.emb))
         total, update = x + lm.text_emb(column[:, 0]), None
-        table = rope_table(self.offset_B, 1, self._width, lm.transformer.max_period)
-        for layer, ring in zip(lm.transformer.layers, self._rings, strict=True):
+        table = self._rings.table()
+        for index, layer in enumerate(lm.transformer.layers):
+            attention = layer.self_attn
             total, normed = _norm(layer.norm1, total, update)
-            qkv = self._linear(layer.self_attn.in_projs[0], normed).view(-1, 1, 3, self._heads, self._width)
-            ring_decode(qkv, *table, *ring, self.offset_B, self.moving_B, self._partial, self._weight)
-            combine(self._partial, self._weight, self.moving_B, self._attended)
-            update = self._linear(layer.self_attn.out_projs[0], self._attended.flatten(1))
+            attended = self._rings.attend(index, self._linear(attention.in_projs[0], normed), table)
+            update = self._linear(attention.out_projs[0], attended.flatten(0, 1))
             total, normed = _norm(layer.norm2, total, update)
             update = self._gate(layer.gating, normed)
         return _norm(lm.out_norm, total, update)[1]

@@ -1,5 +1,5 @@
-"""What a frame at full width has around its language model, whatever computes that: the codec by upstream's modules,
-the delayed grid of tokens, and the way from the host's sound to the device and back.
+"""What a frame at full width has around its language model, whatever computes that: the codec, the delayed grid of
+tokens, and the way from the host's sound to the device and back.
 
 Upstream's `MimiModel` has one mask for both directions, but a row's encoder runs before its decoder has anything to
 say. The two halves share no state, so the mask is set before each half.
@@ -9,7 +9,7 @@ Legend: B rows, S samples of a frame, K all codebooks, Q model audio codebooks (
 
 import time
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from moshi.utils.compile import no_compile
@@ -17,10 +17,28 @@ from torch import Tensor
 
 from server.engine.checkpoint import Checkpoint
 from server.engine.columns import TokenColumns
+from server.engine.cuda_graph import on_device
 from server.engine.frames import LOUDEST, StageSeconds, Stepped
 from server.engine.rows import StreamingRows
 
-__all__ = ["FullWidthStep", "SamplingSizes", "StreamingCodec"]
+__all__ = ["Codec", "FullWidthStep", "SamplingSizes", "StreamingCodec"]
+
+
+class Codec(Protocol):
+    """Every row's encoder and decoder; masks are bool on the CPU."""
+
+    @property
+    def frame_size(self) -> int:
+        """Samples in one frame."""
+
+    def reset(self, rows_B: Tensor) -> None:
+        """Forget what rows with True in `rows_B` heard and said."""
+
+    def encode(self, pcm_BS: Tensor, moving_B: Tensor) -> Tensor:
+        """Tokens int64 `[B, codebooks]` of one frame, float32 `[B, S]`; only rows in `moving_B` remember it."""
+
+    def decode(self, audio_BQ: Tensor, moving_B: Tensor) -> Tensor:
+        """Sound float32 `[B, S]` of one frame of tokens; rows not in `moving_B` give zeros and stay as they are."""
 
 
 class SamplingSizes(NamedTuple):
@@ -50,8 +68,8 @@ class FullWidthStep(ABC):
             padding_ids=(lm.text_padding_token_id, lm.end_of_text_padding_id),
             device=device,
         )
-        with torch.inference_mode():
-            self._codec = StreamingCodec(checkpoint.mimi, rows)
+        with torch.inference_mode(), no_compile(), on_device(device):
+            self._codec = self._make_codec(checkpoint.mimi)
             self._columns = TokenColumns(
                 rows=rows,
                 delays=lm.delays,
@@ -61,10 +79,15 @@ class FullWidthStep(ABC):
                 device=device,
             )
 
+    @property
+    def frame_size(self) -> int:
+        """Samples in one frame."""
+        return self._codec.frame_size
+
     def step(self, pcm_BS: Tensor, moving_B: Tensor) -> Stepped:
         """One frame of every row in `moving_B` (bool, CPU)."""
         torch.set_flush_denormal(True)  # per thread, and denormals make convolutions many times slower
-        with torch.inference_mode(), no_compile():
+        with torch.inference_mode(), no_compile(), on_device(self._device):
             sound_B = pcm_BS.abs().amax(dim=1) <= LOUDEST  # False for NaN
             heard_BS = pcm_BS.masked_fill(~(moving_B & sound_B)[:, None], 0.0)
             tokens, logprob, spoken, stages = self._frame(heard_BS.to(self._device), moving_B)
@@ -91,6 +114,9 @@ class FullWidthStep(ABC):
         )
         return tokens, logprob, spoken, stages
 
+    def _make_codec(self, mimi: Any) -> Codec:
+        return StreamingCodec(mimi, self._rows)
+
     @abstractmethod
     def _think(self, moving_B: Tensor) -> float:
         """Read the next column and speak. Returns when the text was chosen, by `time.perf_counter`."""
@@ -102,6 +128,11 @@ class StreamingCodec:
     def __init__(self, mimi: Any, rows: int) -> None:
         self._mimi = mimi
         self._rows = StreamingRows(mimi, rows)
+
+    @property
+    def frame_size(self) -> int:
+        """Samples in one frame."""
+        return int(self._mimi.frame_size)
 
     def reset(self, rows_B: Tensor) -> None:
         """Forget what rows with True in `rows_B` (bool, CPU) heard and said."""

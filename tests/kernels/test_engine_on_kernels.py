@@ -112,7 +112,7 @@ def test_an_int8_ring_stays_close(folder: Path) -> None:
     """Log-probabilities move by less than a tenth while both have said the same."""
     plan = [(True, False)] * 4
     pcm = frames(loaded(folder), len(plan))
-    ours = converse(KernelStep(loaded(folder), ROWS, CPU, int8_ring=True), pcm, plan)
+    ours = converse(KernelStep(loaded(folder), ROWS, CPU, kept=torch.int8), pcm, plan)
     theirs = converse(UpstreamStep(loaded(folder), ROWS, CPU), pcm, plan)
     assert (ours[1].logprob_B[0] - theirs[1].logprob_B[0]).abs() < 0.1
 
