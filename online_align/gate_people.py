@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from online_align.pair_mix import CROWD, LARGEST_SHARE
 from online_align.probes import Agreement
 from online_align.verdicts import Check, Outcome
 
@@ -19,9 +20,9 @@ __all__ = ["PeopleLimits", "check_people"]
 class PeopleLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What one person may be."""
 
-    share: float = 0.25
+    share: float = LARGEST_SHARE
     """Of the pairs, at most, where there are `people`; anonymous callers are one person together."""
-    people: int = 5
+    people: int = CROWD
     """Fewer people are no crowd: their shares say nothing."""
     looked_at: float = 0.10
     """Who gave more than this share is compared with the others."""

@@ -6,7 +6,7 @@ unchecked, their model spoke four times as much.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from online_align.records import PairKind
 
-__all__ = ["DEFAULT_MIX", "Mix", "Quota", "fingerprint", "is_heldout"]
+__all__ = ["CROWD", "DEFAULT_MIX", "LARGEST_SHARE", "Mix", "Quota", "fair_share", "fingerprint", "is_heldout"]
+
+LARGEST_SHARE: Final = 0.25
+"""Of the pairs that an adapter learned from, at most, may be one person's: the gate refuses more, a round takes no more."""
+CROWD: Final = 5
+"""Where fewer people taught, no limit of one's share can hold."""
 
 _PART: Final = 2.0**-32
 
@@ -73,6 +78,44 @@ class Quota:
         self._users[user_hash] += 1
         if print_:
             self._prints.add(print_)
+
+
+def fair_share(
+    calls: Sequence[tuple[str, int]],
+    learned: Counter[str] | None = None,
+    *,
+    share: float = LARGEST_SHARE,
+    people: int = CROWD,
+) -> list[int]:
+    """Which of `calls` may be learned from at once, so that nobody gave more than `share` of all the pairs.
+
+    `calls` are callers and how many pairs their call made, the oldest first; `learned` counts the pairs that have been
+    learned from already, by caller. The rest waits until others have called. Fewer `people` than that are no crowd, and
+    all may be taken. Returns places in `calls`, in order.
+    """
+    before = learned or Counter()
+    offered = before + Counter()
+    for user, pairs in calls:
+        offered[user] += pairs
+    if len(offered) < people:
+        return list(range(len(calls)))
+    total = offered.total()
+    # Whoever has too much is cut down to the share, which makes the whole smaller and with it the share: until it fits.
+    while True:
+        kept, all_pairs = _taken(calls, before, most=int(share * total))
+        if all_pairs >= total:
+            return kept
+        total = all_pairs
+
+
+def _taken(calls: Sequence[tuple[str, int]], before: Counter[str], *, most: int) -> tuple[list[int], int]:
+    """Calls in order as far as everybody stays within `most`, and how many pairs there are then."""
+    taken, kept = Counter(before), []
+    for place, (user, pairs) in enumerate(calls):
+        if taken[user] + pairs <= most:
+            taken[user] += pairs
+            kept.append(place)
+    return kept, taken.total()
 
 
 def is_heldout(user_hash: str, session: str, share: float) -> bool:

@@ -25,6 +25,7 @@ from online_align.records import Pair
 from online_align.round_plan import Round, RoundFiles, Stage
 from online_align.settings import LearnerSettings
 from online_align.starting import Starting
+from online_align.waiting import Waiting, waiting_of
 from online_align.workers import Workers
 from server.engine.adapters import file_sha256
 from server.journal import Journal, JournalError
@@ -88,9 +89,21 @@ class Rounds:
         self._files = RoundFiles(self._folder / "rounds")
 
     def waiting(self) -> list[str]:
-        """Ids of the pairs that no round has had, the oldest first. Raises `RoundError`."""
-        consumed = self._files.consumed()
-        return [each.id for each in self._store.summaries(heldout=False) if each.id not in consumed]
+        """Ids of the pairs that a round would take now, the oldest first. Raises `RoundError`.
+
+        No round has had them; `waiting` says which are left for later.
+        """
+        return self._waiting().ids
+
+    def _waiting(self) -> Waiting:
+        rounds = self._files.all()
+        parent = self._starting.parent(rounds[-1].base_sha256) if rounds else ""
+        return waiting_of(
+            self._store.summaries(heldout=False),
+            consumed={pair for each in rounds for pair in each.pairs},
+            learned_from=self._registry.sessions_of(parent) if parent else (),
+            most=self._most_pairs,
+        )
 
     def is_unfinished(self) -> bool:
         """Whether a round was left that can be gone on with. Raises `RoundError`."""
@@ -120,8 +133,10 @@ class Rounds:
         if rounds and not rounds[-1].is_over:
             log.info("going on with round %d, which is %s", rounds[-1].number, rounds[-1].stage)
             return rounds[-1]
-        waiting = self.waiting()[: self._most_pairs]
-        return self._plan(len(rounds) + 1, rounds, waiting) if waiting else None
+        waiting = self._waiting()
+        if waiting.later:
+            log.info("%d more pairs wait: for the next round, or until more people have called", waiting.later)
+        return self._plan(len(rounds) + 1, rounds, waiting.ids) if waiting.ids else None
 
     def _plan(self, number: int, rounds: Sequence[Round], waiting: Sequence[str]) -> Round:
         checkpoint = self._starting.load()
