@@ -37,7 +37,9 @@ class CodecTransformer:
         for layer in module.transformer.layers:
             require(layer.gating is None, "a codec's transformer with gates")
         self.rings = Rings(module.transformer, moving_B, times=times, dtype=dtype, kept=dtype)
-        self._module, self._times = module, times
+        self.moving_B, self.times = moving_B, times
+        """Who moves, and how many positions a moving row takes."""
+        self._module = module
 
     def reset(self, rows_B: Tensor) -> None:
         """Forget the past of rows with True in `rows_B`: what was not written anew is not read."""
@@ -45,7 +47,7 @@ class CodecTransformer:
 
     def age(self, row: int, frames: int) -> None:
         """Let a row's attention cost what it costs after so many frames."""
-        self.rings.offset_B[row] = frames * self._times
+        self.rings.offset_B[row] = frames * self.times
 
     def step(self, x_BCT: Tensor) -> Tensor:
         """The transformer's output `[B, C, T]` of one frame, in which moving rows take `times` positions."""

@@ -46,6 +46,8 @@ class KernelLanguage:
         self.moving_B = torch.zeros(rows, dtype=torch.bool, device=device)
         self.column_BK = torch.zeros(rows, lm.n_q + 1, dtype=torch.int64, device=device)
         """What the next step reads; valid tokens in every row."""
+        self.kept = kept
+        """What the rings hold."""
         self._rings = Rings(lm.transformer, self.moving_B, times=1, dtype=dtype, kept=kept)
         heads, width = _heads(lm.depformer)
         self._depth_attended = torch.zeros(rows, heads, width, dtype=dtype, device=device)

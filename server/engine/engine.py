@@ -9,22 +9,21 @@ server drives it: `MimiModel` and `LMGen(use_sampling=False)`, both streaming at
 out. So the first frame after `open` is not heard (it only starts the model), and what a step returns is the
 frame `delay_frames` before the one it computes.
 
-The work on a frame is done by a `FrameStep`: compiled for the processor (`native`), or upstream's modules
-(`upstream`) on a GPU and for models or machines that the first cannot serve. Compiled, a row's numbers are the same to
-the last bit in any slot, at any width, in any company, and a step costs what its active rows cost. With upstream's
-modules every step has the full width; low-order bits of a product of matrices can depend on that width and on the
+The work on a frame is done by a `FrameStep`, which `work` chooses: compiled for the processor (`native`), by kernels
+on a GPU (`cuda`), or by upstream's modules (`upstream`) where those cannot serve. Compiled, a row's numbers are the
+same to the last bit in any slot, at any width, in any company, and a step costs what its active rows cost. The other
+two have the full width in every step; low-order bits of a product of matrices can depend on that width and on the
 slot, so another slot or another number of slots gives the same tokens except where two logits are equal to about
-seven digits.
+seven digits (of 16 bits on a GPU, about three).
 """
 
-import logging
 import secrets
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -32,21 +31,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.cpu import BuildError, UnsupportedModelError
 from server.engine.adapters import Widths, file_sha256, read_adapter
 from server.engine.checkpoint import Checkpoint, load_checkpoint
-from server.engine.frames import FrameStep, StageSeconds
-from server.engine.native import NativeStep
+from server.engine.frames import StageSeconds
 from server.engine.params import SamplingParams
-from server.engine.upstream import UpstreamStep
+from server.engine.work import CacheDtype, Work, choose, device_of
 from server.errors import AdapterError, AdapterRoomError, EngineError, FrameError, SlotError
 
-__all__ = ["AdapterInfo", "Engine", "FrameOutput", "Work"]
-
-log = logging.getLogger(__name__)
-
-Work = Literal["auto", "native", "upstream", "kernels"]
-"""What does the work on a frame."""
+__all__ = ["AdapterInfo", "CacheDtype", "Engine", "FrameOutput", "Work"]
 
 _SEED_BITS = 63
 _WARM_UP_FRAMES = 4
@@ -103,6 +95,7 @@ class Engine:
         device: torch.device,
         work: Work = "auto",
         max_adapters: int = _MAX_ADAPTERS,
+        cache_dtype: CacheDtype = "auto",
     ) -> None:
         self._checkpoint = checkpoint
         self._slots = slots
@@ -113,7 +106,8 @@ class Engine:
         self._reserved: set[int] = set()
         self._adapters_lock = threading.Lock()
         self._base_sha256 = ""
-        self._work = _frame_step(checkpoint, slots, device, work, max_adapters)
+        self._chosen = choose(checkpoint, slots, device, work=work, cache_dtype=cache_dtype, max_adapters=max_adapters)
+        self._work = self._chosen.step
 
     @classmethod
     def load(
@@ -124,16 +118,19 @@ class Engine:
         device: str = "auto",
         work: Work = "auto",
         max_adapters: int = _MAX_ADAPTERS,
+        cache_dtype: CacheDtype = "auto",
     ) -> Self:
         """Load "mini", a folder, or "hf:owner/name", with room for `slots` conversations at once.
 
         `device` is "cpu", "cuda", "cuda:N" or "auto" (a GPU where there is one). The language model runs in
         float32 on a CPU and in bfloat16 on a GPU; the codec always in float32. Nothing is downloaded except
         for "hf:". `work` is "native" (compiled for the processor when it is first needed, in about two seconds),
-        "upstream" (the `moshi` package's modules), "kernels" (Triton's; they have not run on a GPU yet, so only on
-        request), or "auto": native on a CPU where that is possible, otherwise upstream. As many threads work as
-        `torch.get_num_threads()` says now. `max_adapters` may be ready at once. Raises `CheckpointError`, and
-        `EngineError` for a bad `slots`, `device`, `work` or `max_adapters`.
+        "kernels" (Triton's, which a short check at the start compares with upstream's modules), "upstream" (the `moshi`
+        package's modules), or "auto": native on a CPU and kernels on a GPU where that is possible, otherwise upstream;
+        `fallback` then says why. As many threads work as `torch.get_num_threads()` says now. `max_adapters` may be
+        ready at once. `cache_dtype` is what the language model's keys and values are kept in: "auto" is its own type,
+        and only kernels know others ("int8" holds nearly twice as many calls). Raises `CheckpointError`, and
+        `EngineError` for a bad `slots`, `device`, `work`, `max_adapters` or `cache_dtype`.
         """
         if not _is_whole(slots, 1, _MOST_SLOTS):
             raise EngineError(got=f"slots = {slots!r}", expected=f"1 to {_MOST_SLOTS}", remedy="try slots=8")
@@ -141,7 +138,7 @@ class Engine:
             raise EngineError(
                 got=f"max_adapters = {max_adapters!r}", expected=f"0 to {_MOST_ADAPTERS}", remedy="leave it out"
             )
-        place = _device(device)
+        place = device_of(device)
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
         return cls(
             load_checkpoint(checkpoint, device=place, dtype=dtype),
@@ -149,6 +146,7 @@ class Engine:
             device=place,
             work=work,
             max_adapters=max_adapters,
+            cache_dtype=cache_dtype,
         )
 
     @property
@@ -168,9 +166,18 @@ class Engine:
 
     @property
     def work(self) -> str:
-        """What does the work on a frame: "native", "upstream", or "kernels" on a GPU."""
-        names = {NativeStep: "native", UpstreamStep: "upstream"}
-        return names.get(type(self._work), "kernels")
+        """What does the work on a frame: "native", "upstream" or "kernels"."""
+        return self._chosen.work
+
+    @property
+    def fallback(self) -> str:
+        """Why that is not the best there is for this kind of device; empty where it is."""
+        return self._chosen.fallback
+
+    @property
+    def cache_dtype(self) -> str:
+        """What the language model's keys and values are kept in: "bf16", "fp16", "fp32" or "int8"."""
+        return self._chosen.cache_dtype
 
     @property
     def slots(self) -> int:
@@ -435,51 +442,6 @@ class Engine:
                 expected=f"one that is {states[must_be_open]}",
                 remedy=f"{'open' if must_be_open else 'close'} it first",
             )
-
-
-def _frame_step(checkpoint: Checkpoint, slots: int, device: torch.device, work: Work, max_adapters: int) -> FrameStep:
-    if work not in get_args(Work):
-        raise EngineError(got=f"work = {work!r}", expected=f"one of {', '.join(get_args(Work))}", remedy="leave it out")
-    if work == "kernels":
-        return _on_kernels(checkpoint, slots, device, max_adapters)
-    if work == "upstream" or (work == "auto" and device.type != "cpu"):
-        return UpstreamStep(checkpoint, slots, device)
-    try:
-        return NativeStep(checkpoint, slots, threads=torch.get_num_threads(), max_adapters=max_adapters)
-    except (BuildError, UnsupportedModelError) as problem:
-        if work == "native":
-            raise EngineError(
-                got=f"no compiled step for {checkpoint.name} ({problem})",
-                expected="a C compiler and a model of Moshi's family",
-                remedy='use work="auto", which then runs the moshi package\'s modules',
-            ) from problem
-        log.warning("%s runs on the moshi package's modules, several times slower: %s", checkpoint.name, problem)
-        return UpstreamStep(checkpoint, slots, device)
-
-
-def _on_kernels(checkpoint: Checkpoint, slots: int, device: torch.device, max_adapters: int) -> FrameStep:
-    from server.engine.cuda import KernelStep  # noqa: PLC0415 - imports Triton, which only a GPU needs
-
-    try:
-        return KernelStep(checkpoint, slots, device, max_adapters=max_adapters)
-    except UnsupportedModelError as problem:
-        raise EngineError(
-            got=f"no kernels for {checkpoint.name} ({problem})",
-            expected="Triton and a model of Moshi's family",
-            remedy='use work="auto", which then runs the moshi package\'s modules',
-        ) from problem
-
-
-def _device(name: str) -> torch.device:
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    try:
-        return torch.empty(0, device=chosen).device
-    except (RuntimeError, AssertionError) as error:
-        raise EngineError(
-            got=f"device {name!r}, which cannot be used ({error})",
-            expected='"auto", "cpu", "cuda" or "cuda:N"',
-            remedy='"cpu" works everywhere',
-        ) from error
 
 
 def _is_whole(value: object, low: int, high: int) -> bool:

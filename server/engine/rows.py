@@ -1,4 +1,4 @@
-"""One upstream streaming module, driven row by row.
+"""One upstream streaming module, driven row by row; and back to how it was.
 
 The `moshi` package keeps a streaming state of fixed batch width on each module and lets a mask decide which
 rows move. This file owns the mask and the per-row reset; it knows nothing of what the module computes.
@@ -7,9 +7,10 @@ rows move. This file owns the mask and the per-row reset; it knows nothing of wh
 from typing import Any
 
 import torch
-from torch import Tensor
+from moshi.modules.streaming import StreamingModule
+from torch import Tensor, nn
 
-__all__ = ["StreamingRows"]
+__all__ = ["StreamingRows", "stop_streaming"]
 
 
 class StreamingRows:
@@ -33,3 +34,10 @@ class StreamingRows:
         """Forget the past of rows with True in `rows_B` (bool, on the CPU); the others keep theirs."""
         self._module.reset_streaming(rows_B)
         self._mask = None  # upstream's reset also switches the row's mask back on
+
+
+def stop_streaming(module: nn.Module) -> None:
+    """Take every part of `module` out of streaming mode, whoever put it there; its state is forgotten."""
+    for part in module.modules():
+        if isinstance(part, StreamingModule):
+            part._streaming_state = None  # noqa: SLF001 - upstream has no way out for what streams for ever
