@@ -162,6 +162,8 @@ class Link:
         if closed.rcvd is None:
             return CallLostError("The connection to the server broke. Call again when the network is back.")
         code, sentence = closed.rcvd.code, self._sentence or closed.rcvd.reason
+        if code == CloseCode.UNAUTHORISED:
+            return NotAuthorisedError(f"The server ended the call: {sentence or 'it gave no reason'}.")
         if code == CloseCode.FULL:
             return ServerBusyError(sentence, code=code)
         if sentence or code != CloseCode.OK:

@@ -112,7 +112,9 @@ class Server:
         )
         self.learner = learner_of(config)
         self.base = BaseSwap(load=load_base, scheduler=self.scheduler, adapters=self.adapters)
-        self.desk = CallDesk(config=config, metrics=self.metrics, scheduler=self.scheduler)
+        self.desk = CallDesk(
+            config=config, metrics=self.metrics, scheduler=self.scheduler, may_call=self.auth.may_still_call
+        )
         self._config = config
         self._versions = {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}
         self.metrics.set_version(self._versions["duologue"])
@@ -175,6 +177,8 @@ class Server:
         return self.scheduler.health is not Health.FAILED
 
     async def _engine_thread(self, _app: web.Application) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        self.auth.on_change = lambda: loop.call_soon_threadsafe(self.desk.look_again)
         self.scheduler.start()
         guarding = asyncio.create_task(self.guard.run(), name="load-guard")
         following = asyncio.create_task(self.auth.follow(), name="tokens")
@@ -214,7 +218,7 @@ class Server:
             return web.Response()  # aiohttp wants one, and drops it
         try:
             with self.limits.call(visitor):
-                await self.desk.serve(socket, request.query, user_hash=request[WHO].user_hash)
+                await self.desk.serve(socket, request.query, who=request[WHO])
         except TooManyCallsError as refusal:
             self.metrics.count_rejection(Rejection(refusal.reason))
             await socket.refuse(refusal)

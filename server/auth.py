@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,7 @@ __all__ = ["NOBODY", "Auth", "Identity", "is_loopback"]
 log = logging.getLogger(__name__)
 
 _ADMIN: Final = "admin"
-_LOOK_EVERY_S: Final = 2.0
+_LOOK_EVERY_S: Final = 1.0
 _WATCHERS: Final = "a token with the role watch or admin"
 
 
@@ -38,6 +38,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     role: Role | None = None
     user_hash: str = ""
     """Stands for them in what is kept; empty for the anonymous."""
+    mark: str = ""
+    """Of the token they showed, or their cookie was made for."""
 
 
 NOBODY: Final = Identity()
@@ -57,6 +59,8 @@ class Auth:
         self._stamp = _stamp(self._files)
         self._book = _read_book(config)
         self.cookies = CookieJar(secret, login_s=config.login_s)
+        self.on_change: Callable[[], object] = lambda: None
+        """Called when tokens were read again, on whatever thread reads them."""
         configured = config.token_file is not None or bool(config.tokens.strip())
         self.callers_need_token = configured and not config.allow_anonymous
         self.open_house = not configured and is_loopback(config.host)
@@ -134,6 +138,13 @@ class Auth:
             )
         return who
 
+    def may_still_call(self, who: Identity) -> bool:
+        """Whether somebody who was let in to call would be let in again: theirs is still a token of that name."""
+        if not who.mark:
+            return True
+        holder = self._book.marked(who.mark)
+        return holder is not None and holder.name == who.name and holder.role.may_call
+
     def sign_in(self, token: str) -> tuple[Identity, str]:
         """Check a token given on the page. Gives whose it is and a cookie. Raises `UnauthorisedError`."""
         holder = self._book.find(token)
@@ -149,14 +160,21 @@ class Auth:
             log.error("the tokens stay as they were: %s", problem)  # noqa: TRY400 - the sentence says all
         else:
             log.info("tokens read: %d", len(self._book.holders))
+            self.on_change()
 
     async def follow(self) -> None:
-        """Read the token files whenever they change, for ever."""
+        """Read the token files whenever they have changed and stand still, for ever.
+
+        A file that is being written has lines missing, and the calls of whoever is missing would be cut.
+        """
+        seen = self._stamp
         while self._files:
             await asyncio.sleep(_LOOK_EVERY_S)
-            if (stamp := await asyncio.to_thread(_stamp, self._files)) != self._stamp:
+            stamp = await asyncio.to_thread(_stamp, self._files)
+            if stamp == seen != self._stamp:
                 self._stamp = stamp
                 await asyncio.to_thread(self.reload)
+            seen = stamp
 
     def _known(self, token: str, where: str) -> Identity:
         if holder := self._book.find(token):
@@ -166,7 +184,8 @@ class Auth:
         raise UnauthorisedError(got=f"{where} with a token that is nobody's")
 
     def _identity(self, holder: Holder) -> Identity:
-        return Identity(name=holder.name, role=holder.role, user_hash=self._secret.user_hash(holder.name))
+        user_hash = self._secret.user_hash(holder.name)
+        return Identity(name=holder.name, role=holder.role, user_hash=user_hash, mark=holder.mark)
 
 
 def is_loopback(host: str) -> bool:

@@ -7,10 +7,11 @@ the scheduler. It also owns what happens to all calls at once, when the model fa
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from server import protocol
+from server.auth import NOBODY, Identity
 from server.config import ServerConfig
 from server.errors import (
     DrainingError,
@@ -19,11 +20,13 @@ from server.errors import (
     RefusalError,
     ResumeError,
     ServerFailedError,
+    TakenAwayError,
     TakenOverError,
 )
 from server.metrics import EndReason, Metrics, Rejection
 from server.parameters import CallParameters, read_parameters
 from server.parking import Call, Parking
+from server.people import People
 from server.protocol import QueuePosition
 from server.scheduler import Health, Scheduler
 from server.session import ModelInfo, Session, SessionView
@@ -38,15 +41,18 @@ _LAST_CALLS_S: Final = 5.0
 
 
 class CallDesk:
-    """Everybody who calls. Lives on the event loop."""
+    """Everybody who calls. Lives on the event loop. `may_call` is whether somebody who was let in still would be."""
 
-    def __init__(self, *, config: ServerConfig, metrics: Metrics, scheduler: Scheduler) -> None:
+    def __init__(
+        self, *, config: ServerConfig, metrics: Metrics, scheduler: Scheduler, may_call: Callable[[Identity], bool]
+    ) -> None:
         self._config = config
         self._metrics = metrics
         self._scheduler = scheduler
         self._queue: SlotQueue | None = None
         self._calls: set[Call] = set()
         self._parking = Parking(grace_s=config.resume_grace_s, on_expired=self._expire)
+        self._people = People(max_calls=config.max_calls_per_user, may_call=may_call)
         self._present = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -80,15 +86,12 @@ class CallDesk:
         talking = (call.session.view() for call in self._calls if call.session.slot is not None)
         return sorted(talking, key=lambda view: view.slot)
 
-    async def serve(self, socket: ChatSocket, query: Mapping[str, str], *, user_hash: str = "") -> None:
-        """Lead one upgraded socket through its call, to the end. Never raises for what a caller does.
-
-        `user_hash` stands for who calls; empty for the anonymous.
-        """
+    async def serve(self, socket: ChatSocket, query: Mapping[str, str], *, who: Identity = NOBODY) -> None:
+        """Lead one upgraded socket through its call, to the end. Never raises for what a caller does."""
         self._present += 1
         self._idle.clear()
         try:
-            await self._serve(socket, query, user_hash)
+            await self._serve(socket, query, who)
         finally:
             self._present -= 1
             if not self._present:
@@ -109,6 +112,13 @@ class CallDesk:
             self._queue.hold(not admitting)
             self._make_room()
             self._show_load()
+
+    def look_again(self) -> None:
+        """End the calls of those who may not call any more."""
+        for call in self._people.gone(self._calls):
+            call.ticket.refuse(TakenAwayError())
+            if call in self._parking.parked:
+                self._let_go(call, EndReason.UNAUTHORISED)
 
     async def drain(self) -> None:
         """Take no more calls, wait `drain_s` or until `hurry` for those there are, then end them."""
@@ -140,9 +150,9 @@ class CallDesk:
     def _expire(self, call: Call) -> None:
         self._let_go(call, EndReason.LOST)
 
-    async def _serve(self, socket: ChatSocket, query: Mapping[str, str], user_hash: str) -> None:
+    async def _serve(self, socket: ChatSocket, query: Mapping[str, str], who: Identity) -> None:
         try:
-            call = await self._let_in(query, user_hash)
+            call = await self._let_in(query, who)
         except RefusalError as refusal:
             self._metrics.count_rejection(Rejection(refusal.reason))
             await socket.refuse(refusal)
@@ -157,7 +167,7 @@ class CallDesk:
         else:
             await socket.refuse(ending)
 
-    async def _let_in(self, query: Mapping[str, str], user_hash: str) -> Call:
+    async def _let_in(self, query: Mapping[str, str], who: Identity) -> Call:
         """Give a place, if only in the queue, or the one that the caller had. Raises `RefusalError`."""
         if self.draining:
             raise DrainingError
@@ -165,12 +175,15 @@ class CallDesk:
             raise ServerFailedError
         if self._queue is None or self._scheduler.model is None:
             raise LoadingError
+        self._people.check(who)
         parameters = read_parameters(query, self._scheduler.model.recommended_sampling)
         if parameters.resume_token is not None:
-            return await self._resume(parameters.resume_token, user_hash)
-        return self._begin(self._queue, self._scheduler.model, parameters, user_hash)
+            return await self._resume(parameters.resume_token, who)
+        return self._begin(self._queue, self._scheduler.model, parameters, who)
 
-    def _begin(self, queue: SlotQueue, model: ModelInfo, parameters: CallParameters, user_hash: str) -> Call:
+    def _begin(self, queue: SlotQueue, model: ModelInfo, parameters: CallParameters, who: Identity) -> Call:
+        for call in self._people.make_room(who, self._calls, self._parking.parked):
+            self._let_go(call, EndReason.LOST)
         session = Session(
             model=model,
             parameters=parameters,
@@ -178,17 +191,18 @@ class CallDesk:
             metrics=self._metrics,
             on_frame=self._scheduler.wake,
             on_report=self._scheduler.report,
-            user_hash=user_hash,
+            user_hash=who.user_hash,
         )
         self._make_room(wanted=1)
-        call = Call(session, queue.join())
+        call = Call(session, queue.join(), who)
         self._calls.add(call)
         self._show_load()
         return call
 
-    async def _resume(self, token: str, user_hash: str) -> Call:
+    async def _resume(self, token: str, who: Identity) -> Call:
         """Go on with a call as it was: what else the query says is checked and has no effect."""
-        call = self._parking.claim(token, user_hash)
+        call = self._parking.claim(token, who.user_hash)
+        call.who = who
         if not await call.take_over():
             raise ResumeError(self._config.resume_grace_s)
         self._parking.forget(call)

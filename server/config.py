@@ -68,6 +68,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Addresses or networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."""
     max_calls_per_address: Annotated[int, Meta(ge=1)] = 16
     """Calls at once, waiting ones included. This machine itself is not limited."""
+    max_calls_per_user: Annotated[int, Meta(ge=1)] = 4
+    """Calls at once of one person, who is a name in the token file. Admins and the anonymous are not limited by it."""
     max_bytes_per_s_per_address: Annotated[float, Meta(ge=16_384)] = 512_000.0
     """What all calls from one address may send for long. A call needs about 8,000."""
     tls_cert: Path | None = None
@@ -117,7 +119,7 @@ _SWITCHES: Final = ("learn", "swap_live", "allow_anonymous", "tls_self_signed")
 _LISTS: Final = ("allow_origin", "trusted_proxies")
 """In the environment their parts are parted by commas."""
 _REPEATED_FLAGS: Final = ("allow_origin",)
-_SECRETS: Final = ("tokens", "admin_token")
+_SECRETS: Final = ("tokens", "admin_token", "journal_url")
 """Fields whose values no error shows."""
 
 EXPECTED: Final = {
@@ -143,6 +145,7 @@ EXPECTED: Final = {
     "allow_origin": "the origin of a web page that may call, such as https://talk.example.org; may be given again",
     "trusted_proxies": "addresses or networks of proxies",
     "max_calls_per_address": "a whole number of calls from 1",
+    "max_calls_per_user": "a whole number of calls from 1",
     "max_bytes_per_s_per_address": "16384 bytes a second or more",
     "tls_cert": "a file with a certificate, PEM",
     "tls_key": "a file with the certificate's private key, PEM",

@@ -30,11 +30,13 @@ __all__ = [
     "SamplingError",
     "ServerFailedError",
     "SlotError",
+    "TakenAwayError",
     "TakenOverError",
     "TokenError",
     "TooFastError",
     "TooLongError",
     "TooManyCallsError",
+    "TooManyOfOneError",
     "TooManyRequestsError",
     "UnauthorisedError",
 ]
@@ -325,6 +327,34 @@ class TooManyCallsError(RefusalError):
             got="one call more from this address",
             expected=f"at most {max_calls} at once",
             remedy="end another, or ask the operator; behind a proxy, its address must be in trusted_proxies",
+        )
+
+
+class TooManyOfOneError(RefusalError):
+    """A person who has as many calls as one may."""
+
+    close_code = 4429
+    reason = "too_many_of_one"
+
+    def __init__(self, max_calls: int) -> None:
+        super().__init__(
+            got="one call more with a token of the same person",
+            expected=f"at most {max_calls} at once, on whatever devices",
+            remedy="end another, or ask the operator, who sets max_calls_per_user",
+        )
+
+
+class TakenAwayError(RefusalError):
+    """A caller whose token is no longer known, or no longer one for calls."""
+
+    close_code = 4401
+    reason = "unauthorised"
+
+    def __init__(self) -> None:
+        super().__init__(
+            got="a call whose token was taken away",
+            expected="a token that this server knows",
+            remedy="call again with another, or ask the operator",
         )
 
 

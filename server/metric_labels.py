@@ -70,6 +70,8 @@ class EndReason(StrEnum):
     TOO_LONG = "too_long"
     TOO_FAST = "too_fast"
     """Its address sent more than it may."""
+    UNAUTHORISED = "unauthorised"
+    """Its token was taken away."""
     FAULT = "fault"
     """The model raised for this call alone."""
     DRAINED = "drained"
@@ -94,6 +96,8 @@ class Rejection(StrEnum):
     """A token or an origin that may not call."""
     TOO_MANY = "too_many"
     """More calls, or more bytes, from one address than it may."""
+    TOO_MANY_OF_ONE = "too_many_of_one"
+    """More calls of one person than they may have at once."""
     LEFT = "left"
     """Hung up, or was lost, while waiting."""
 

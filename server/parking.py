@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable
 from typing import Final
 
+from server.auth import Identity
 from server.errors import ResumeError, TakenOverError
 from server.session import Session
 from server.slots import Ticket
@@ -22,9 +23,11 @@ _TOKEN_BYTES: Final = 24
 class Call:
     """One conversation: its session, its place, and at most one socket at a time."""
 
-    def __init__(self, session: Session, ticket: Ticket) -> None:
+    def __init__(self, session: Session, ticket: Ticket, who: Identity) -> None:
         self.session = session
         self.ticket = ticket
+        self.who = who
+        """By the credentials of the newest socket."""
         self.over = False
         self.digest = b""
         """SHA-256 of the token that resumes the call; empty when none does."""
@@ -63,6 +66,11 @@ class Parking:
 
     def __len__(self) -> int:
         return len(self._parked)
+
+    @property
+    def parked(self) -> tuple[Call, ...]:
+        """The calls that wait for their caller, the longest first."""
+        return tuple(self._parked)
 
     @property
     def oldest(self) -> Call | None:

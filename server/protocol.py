@@ -57,6 +57,8 @@ class CloseCode(IntEnum):
     TOO_BIG = 1009
     INTERNAL_ERROR = 1011
     BAD_REQUEST = 4400
+    UNAUTHORISED = 4401
+    """The token with which the call was begun holds no more: call again with another."""
     TIMED_OUT = 4408
     """The call, or the caller's silence, lasted longer than the server allows."""
     TAKEN_OVER = 4409

@@ -154,6 +154,18 @@ async def test_a_refusal_keeps_the_servers_sentence(
     assert (caught.value.code, caught.value.exit_code) == (code, exit_code)
 
 
+async def test_a_call_whose_token_was_taken_away_is_not_authorised() -> None:
+    async def script(stage: Stage) -> None:
+        await stage.ready()
+        await stage.send(5, b"got a call whose token was taken away")
+        await stage.close(4401, "shortened")
+
+    with pytest.raises(NotAuthorisedError, match="The server ended the call: got a call whose token was taken away"):
+        async with staged(script) as url, open_link(url) as link:
+            await link.receive()
+            await link.receive()
+
+
 async def test_without_a_sentence_the_closing_reason_is_kept() -> None:
     async def script(stage: Stage) -> None:
         await stage.close(1011, "out of memory")

@@ -8,14 +8,17 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from websockets.exceptions import InvalidStatus
 
 from server.auth import Auth, is_loopback
 from server.config import ServerConfig
 from server.errors import ConfigError
 from server.secret import ServerSecret
-from tests.server.caller import calling, voice
+from server.wire import ChatSocket
+from tests.server.caller import Caller, calling, voice
 from tests.server.live import LiveServer, serving, until
+from tests.server.test_bad_input import neighbour
 
 ANNA = "anna-0123456789-token"
 BERT = "bert-0123456789-token"
@@ -195,7 +198,133 @@ async def test_a_token_file_that_changes_is_followed(
         await until(lambda: live.server.auth._book.find(BERT) is not None)
         assert (await ask(live, "/api/info", headers=bearer(BERT)))[0] == 200
         assert (await ask(live, "/api/info", headers=bearer(ANNA)))[0] == 401
-        await caller.talk(voice(2))
+
+
+@asynccontextmanager
+async def calling_by_cookie(live: LiveServer, token: str) -> AsyncIterator[Caller]:
+    """As a browser that has signed in."""
+    async with (
+        aiohttp.ClientSession() as client,
+        client.post(live.url + "/api/login", json={"token": token}) as response,
+    ):
+        cookie = response.cookies["duologue"].value
+    async with calling(live.url, additional_headers={"Cookie": f"duologue={cookie}"}) as caller:
+        await caller.greeted()
+        yield caller
+
+
+async def test_calls_end_when_their_token_is_taken_away(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that talk, by a header or a cookie, those that are parked, and nobody else's."""
+    monkeypatch.setattr("server.auth._LOOK_EVERY_S", 0.02)
+    file = tmp_path / "tokens"
+    file.write_text(f"anna:{ANNA}\nbert:{BERT}\n")
+    settings: dict[str, Any] = {"slots": 5, "token_file": file, "allow_anonymous": True, "resume_grace_s": 20.0}
+    async with (
+        serving(tiny, **settings) as live,
+        neighbour(live),
+        calling(live.url, additional_headers=bearer(BERT)) as bert,
+        calling(live.url, additional_headers=bearer(ANNA)) as lost,
+        calling(live.url, additional_headers=bearer(ANNA)) as anna,
+        calling_by_cookie(live, ANNA) as browser,
+    ):
+        for caller in (bert, lost, anna, browser):
+            await caller.greeted()
+        lost.socket.transport.abort()
+        await until(lambda: live.server.desk.parked == 1)
+        await anna.talk(voice(3))
+        file.write_text(f"bert:{BERT}\n")
+        for caller in (anna, browser):
+            assert await caller.closed() == 4401
+            assert caller.errors[-1].startswith("got a call whose token was taken away; expected a token that")
+        await until(lambda: live.server.desk.parked == 0)
+        assert live.count("duologue_sessions_total", end_reason="unauthorised") == 3
+        await bert.talk(voice(3))
+        assert not bert.errors
+
+
+async def test_who_waits_is_sent_away_when_the_token_is_taken_away(tiny: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"anna:{ANNA}\nbert:{BERT}\n")
+    async with (
+        serving(tiny, slots=1, token_file=file) as live,
+        undisturbed(live),
+        calling(live.url, additional_headers=bearer(ANNA)) as anna,
+    ):
+        await anna.until(lambda: any(note["type"] == "queue" for note in anna.notes))
+        file.write_text(f"bert:{BERT}\n")
+        await asyncio.to_thread(live.server.reload)
+        assert await anna.closed() == 4401
+        assert live.count("duologue_admission_rejected_total", reason="unauthorised") == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "ends"),
+    [
+        (f"anna:{BERT}", True),
+        (f"bert:{ANNA}", True),
+        (f"anna:{ANNA}:watch", True),
+        (f"anna:{ANNA}:admin", False),
+        (f"# two tokens for an hour\nanna:{BERT}\nanna:{ANNA}", False),
+        ("anna:oops", False),
+    ],
+    ids=["replaced", "somebody else's", "for figures alone", "for more", "one more", "a mistake"],
+)
+async def test_a_call_goes_on_while_its_token_is_one_of_that_name_s_that_may_call(
+    tiny: Path, tmp_path: Path, lines: str, ends: bool
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"anna:{ANNA}")
+    async with (
+        serving(tiny, slots=1, token_file=file) as live,
+        calling(live.url, additional_headers=bearer(ANNA)) as caller,
+    ):
+        await caller.greeted()
+        file.write_text(lines)
+        await asyncio.to_thread(live.server.reload)
+        if ends:
+            assert await caller.closed() == 4401
+        else:
+            await caller.talk(voice(3))
+
+
+async def test_a_token_taken_away_in_the_middle_of_the_upgrade_begins_no_call(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"anna:{ANNA}\n")
+    upgrade = ChatSocket.open
+
+    async def open_slowly(socket: ChatSocket, request: web.Request) -> bool:
+        file.write_text(f"bert:{BERT}\n")
+        await asyncio.to_thread(live.server.reload)
+        return await upgrade(socket, request)
+
+    async with serving(tiny, slots=1, token_file=file) as live:
+        monkeypatch.setattr(ChatSocket, "open", open_slowly)
+        async with calling(live.url, additional_headers=bearer(ANNA)) as caller:
+            assert await caller.closed() == 4401
+        assert not live.open_slots
+
+
+async def test_a_token_file_that_is_being_written_cuts_nobody_off(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.auth._LOOK_EVERY_S", 0.05)
+    file = tmp_path / "tokens"
+    file.write_text(f"anna:{ANNA}\n")
+    async with (
+        serving(tiny, slots=1, token_file=file) as live,
+        calling(live.url, additional_headers=bearer(ANNA)) as caller,
+    ):
+        await caller.greeted()
+        for length in range(40):
+            file.write_text("#" * length)
+            await asyncio.sleep(0.01)
+        file.write_text(f"bert:{BERT}\nanna:{ANNA}\n")
+        await until(lambda: live.server.auth._book.find(BERT) is not None)
+        await caller.talk(voice(3))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "talk.example.org"])

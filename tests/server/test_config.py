@@ -44,6 +44,7 @@ def test_the_settings_and_their_defaults_are_frozen() -> None:
         "allow_origin": (),
         "trusted_proxies": (),
         "max_calls_per_address": 16,
+        "max_calls_per_user": 4,
         "max_bytes_per_s_per_address": 512_000.0,
         "tls_cert": None,
         "tls_key": None,
@@ -134,7 +135,7 @@ def test_a_bad_file_is_refused_with_its_name(tmp_path: Path, text: str, complain
 
 
 def test_no_refusal_shows_a_token() -> None:
-    for name in ("tokens", "admin_token"):
+    for name in ("tokens", "admin_token", "journal_url"):
         with pytest.raises(ConfigError) as caught:
             _check("the file x", {name: ["anna:not-to-be-shown"]})
         assert "not-to-be-shown" not in str(caught.value)

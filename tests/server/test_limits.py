@@ -14,9 +14,9 @@ from websockets.exceptions import ConnectionClosed
 from server.addresses import Addresses, Visitor
 from server.errors import ConfigError, TooFastError, TooManyCallsError, TooManyRequestsError
 from server.limits import _MOST_ADDRESSES, AddressLimits, Bucket
-from tests.server.caller import calling
+from tests.server.caller import Caller, calling, voice
 from tests.server.live import serving, until
-from tests.server.test_auth import ask, refused
+from tests.server.test_auth import ANNA, BERT, ROOT_TOKEN, ask, bearer, refused
 from tests.server.test_bad_input import neighbour
 
 SOMEBODY = Visitor(address="203.0.113.7")
@@ -174,6 +174,63 @@ async def test_an_address_has_so_many_calls_and_no_more(tiny: Path) -> None:
         async with calling(live.url, additional_headers=FAR) as again:
             await again.greeted()
         assert live.count("duologue_admission_rejected_total", reason="too_many") == 1
+
+
+PEOPLE: dict[str, Any] = {"tokens": f"anna:{ANNA},anna:{BERT}", "admin_token": ROOT_TOKEN, "allow_anonymous": True}
+"""Anna has two tokens."""
+
+
+async def test_a_person_has_so_many_calls_whatever_the_address_or_token(tiny: Path) -> None:
+    async with serving(tiny, slots=4, max_calls_per_user=1, **BEHIND_A_PROXY, **PEOPLE) as live, neighbour(live):
+        async with calling(live.url, additional_headers=bearer(ANNA)) as first:
+            await first.greeted()
+            async with calling(live.url, additional_headers=bearer(BERT) | FAR) as second:
+                assert await second.closed() == 4429
+                sentence = second.errors[0]
+                assert sentence.startswith("got one call more with a token of the same person; expected at most 1 at")
+                assert sentence.endswith("end another, or ask the operator, who sets max_calls_per_user")
+            await first.talk(voice(3))
+            async with calling(live.url) as anybody:
+                await anybody.greeted()
+        await until(lambda: live.server.desk.busy == 1)
+        async with calling(live.url, additional_headers=bearer(BERT)) as again:
+            await again.greeted()
+        assert live.count("duologue_admission_rejected_total", reason="too_many_of_one") == 1
+
+
+async def test_who_waits_counts_and_an_admin_does_not(tiny: Path) -> None:
+    async with (
+        serving(tiny, slots=1, max_calls_per_user=1, **PEOPLE) as live,
+        calling(live.url, additional_headers=bearer(ROOT_TOKEN)) as first,
+        calling(live.url, additional_headers=bearer(ROOT_TOKEN)),
+        calling(live.url, additional_headers=bearer(ANNA)) as waiting,
+    ):
+        await first.greeted()
+        await waiting.until(lambda: bool(waiting.notes))
+        async with calling(live.url, additional_headers=bearer(ANNA)) as second:
+            assert await second.closed() == 4429
+        async with calling(live.url, f"?worker_auth_id={ROOT_TOKEN}") as by_query:
+            assert await by_query.closed() == 4429, "a query makes nobody an admin"
+
+
+async def test_a_lost_call_of_one_s_own_makes_room_for_a_new_one(tiny: Path) -> None:
+    """Who loses the connection and calls anew without the token has not called twice."""
+    async with serving(tiny, slots=4, max_calls_per_user=2, resume_grace_s=20.0, **PEOPLE) as live, neighbour(live):
+        lost: list[Caller] = []
+        for _ in range(2):
+            async with calling(live.url, additional_headers=bearer(ANNA)) as caller:
+                await caller.greeted()
+                caller.socket.transport.abort()
+                lost.append(caller)
+            await until(lambda: live.server.desk.parked == len(lost))
+        async with calling(live.url, additional_headers=bearer(ANNA)) as anew:
+            await anew.greeted()
+            assert live.server.desk.parked == 1, "no more of them than need be"
+            tokens = [f"?resume_token={caller.session['resume_token']}" for caller in lost]
+            async with calling(live.url, tokens[0], additional_headers=bearer(ANNA)) as too_late:
+                assert await too_late.closed() == 4410, "the one that was lost first"
+            async with calling(live.url, tokens[1], additional_headers=bearer(ANNA)) as back:
+                await back.greeted()
 
 
 @pytest.mark.parametrize("flood", [b"\x04{}" + b" " * 4000, b"\x06", "text"], ids=["long", "tiny", "text"])

@@ -74,7 +74,7 @@ def test_metadata_that_is_not_ours_is_none(body: bytes) -> None:
 
 
 def test_private_close_codes_are_in_the_private_range() -> None:
-    assert {code for code in CloseCode if code >= 4000} == {4400, 4408, 4409, 4410, 4429}
+    assert {code for code in CloseCode if code >= 4000} == {4400, 4401, 4408, 4409, 4410, 4429}
 
 
 def test_a_client_needs_neither_torch_nor_moshi_nor_numpy() -> None:
