@@ -96,20 +96,24 @@ class _Learner:
     """The rounds of one data folder, and who hears of them."""
 
     def __init__(
-        self, rounds: Any, progress: Any, workers: Any, collect: Callable[[], int], review: Callable[[], object]
+        self, rounds: Any, progress: Any, workers: Any, collect: Callable[[], int], review: Callable[[], bool]
     ) -> None:
         self.workers = workers
         self._rounds, self._progress, self._collect, self._review = rounds, progress, collect, review
 
     def is_due(self, pairs_per_round: int, *, by_clock: bool) -> bool:
-        """Whether a round shall be made now: one was left, enough pairs wait, or it is time and some do."""
+        """Whether a round shall be made now: one was left, enough pairs wait, or it is time and some do.
+
+        None is made while people are being asked about the last one: what it learned would be lost on the next.
+        """
+        asking = False
         if self.workers.first:
-            self._review()
             self._collect()
+            asking = self._review()
         waiting = len(self._rounds.waiting())
         self._progress.waits(waiting)
-        enough = waiting >= pairs_per_round or (by_clock and waiting > 0) or self._rounds.is_unfinished()
-        return bool(self.workers.tell(enough))
+        enough = waiting >= pairs_per_round or (by_clock and waiting > 0)
+        return bool(self.workers.tell(self._rounds.is_unfinished() or (enough and not asking)))
 
     def round(self) -> Any:
         """Collect, and make one round of what waits."""
@@ -181,8 +185,10 @@ def _hand_over(asked: argparse.Namespace, journal: Any, progress: Any) -> Callab
         return lambda row: f"{row.id} is staged"
     from online_align.release import GateJudge, submit  # noqa: PLC0415
 
+    judge = GateJudge(asked.checkpoint)
+
     def hand_over(row: Any) -> str:
-        verdict = submit(journal, row.id, _release(asked), judge=GateJudge(asked.checkpoint))
+        verdict = submit(journal, row.id, _release(asked), judge=judge)
         progress.judged(passed=verdict.passed)
         log.info("%s %s the gate: %s", row.id, "passed" if verdict.passed else "did not pass", verdict.reason)
         return verdict.reason
@@ -190,13 +196,24 @@ def _hand_over(asked: argparse.Namespace, journal: Any, progress: Any) -> Callab
     return hand_over
 
 
-def _review(asked: argparse.Namespace, journal: Any) -> Callable[[], object]:
-    """What looks at the canary."""
+def _review(asked: argparse.Namespace, journal: Any) -> Callable[[], bool]:
+    """What looks at the canary, at what is live, and at what waits for its turn; it says whether there is a canary."""
     if asked.no_release:
-        return lambda: None
-    from online_align.release import review  # noqa: PLC0415
+        return lambda: False
+    from online_align.observations import count_call, remembered  # noqa: PLC0415
+    from online_align.release import go_on, review  # noqa: PLC0415
+    from online_align.watch import watch  # noqa: PLC0415
 
-    return lambda: review(journal, _release(asked))
+    count = remembered(count_call)
+
+    def look() -> bool:
+        review(journal, _release(asked), count=count)
+        looked = watch(journal, _release(asked), count=count)
+        if looked is not None and looked.rolled_back:
+            log.warning("%s is taken back: `duologue-align adapters show %s` says why", looked.live, looked.live)
+        return go_on(journal, _release(asked)) is not None
+
+    return look
 
 
 def _release(asked: argparse.Namespace) -> Any:

@@ -1,23 +1,25 @@
-"""Who has heard which adapter, and how often they complained: the canary's two groups, out of the journal.
+"""Who has heard which adapter, and how often they complained, out of the journal.
 
-Everybody with a keyed hash gives one number: the share of complaints among the turns of his first calls since the
-canary began. Anonymous callers cannot be told apart and give none. What is a complaint is said by `labels`. It knows no
-statistics.
+Everybody with a keyed hash gives one number: the share of complaints among the turns of his first calls in a time, such
+as since a canary began. Anonymous callers cannot be told apart and give none. What is a complaint is said by `labels`;
+where turns were, by `heard_turns`. It knows no statistics.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 from sqlalchemy import select
 
 from online_align.canary import CanarySettings, Group
 from online_align.conversation import Conversation, FrameClock
+from online_align.heard_turns import heard_turns
 from online_align.labels import Opinion, label
 from server.journal import Journal, schema
 from server.signals import SignalKind, State
 
-__all__ = ["CallCount", "CallCounter", "Observed", "count_call", "observe"]
+__all__ = ["CallCount", "CallCounter", "Heard", "Observed", "count_call", "heard", "observe", "remembered"]
 
 _OCCASIONS = (
     SignalKind.RESPONSE,
@@ -59,23 +61,47 @@ class _Call(msgspec.Struct, frozen=True, kw_only=True):
     session: str
     user: str
     started_at: float
-    canary: bool
+
+
+class Heard(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the calls that one adapter spoke in."""
+
+    people: Group = Group()
+    calls: Group = Group()
+    """Each call for itself, whoever called."""
+    turns: int = 0
+    complaints: int = 0
 
 
 def count_call(journal: Journal, session: str, confidence: float) -> CallCount:
     """Count turns and complaints of a call, by its signals. Raises `UnknownSessionError`."""
     about = journal.reader.session(session)
     signals = journal.reader.signals(session)
+    lasted_s = max((about.ended_at or about.started_at) - about.started_at, max((s.t1 for s in signals), default=0.0))
+    user, model = heard_turns(signals)
     call = Conversation(
         session=session,
         clock=FrameClock(frame_s=1 / about.frame_rate),
-        columns=0,
+        columns=round(lasted_s * about.frame_rate),
         signals=signals,
-        hung_up=any(signal.kind is SignalKind.HANG_UP for signal in signals),
+        user=user,
+        model=model,
+        hung_up=about.end_reason == "hang_up",
     )
     turns = sum(signal.kind in _OCCASIONS and signal.state is State.FINAL for signal in signals)
     against = [each for each in label(call) if each.opinion is Opinion.COMPLAINT and each.confidence >= confidence]
     return CallCount(turns=turns, complaints=min(turns, len(against)))
+
+
+def remembered(count: CallCounter) -> CallCounter:
+    """The same counter, which asks once for each call: an ended call stays as it is."""
+    known: dict[tuple[str, float], CallCount] = {}
+
+    def ask(journal: Journal, session: str, confidence: float) -> CallCount:
+        found = known.get((session, confidence)) or count(journal, session, confidence)
+        return known.setdefault((session, confidence), found)
+
+    return ask
 
 
 def observe(
@@ -89,30 +115,59 @@ def observe(
     count: CallCounter = count_call,
 ) -> Observed:
     """Everything since `since`. `control` is the live adapter's id; empty for the base model."""
-    calls = [*_calls(journal, canary, since, canary=True), *_calls(journal, control, since, canary=False)]
-    by_user: dict[str, list[_Call]] = defaultdict(list)
-    totals = {True: [0, 0], False: [0, 0]}
-    counted: dict[str, CallCount] = {}
-    for call in sorted(calls, key=lambda each: (each.started_at, each.session)):
-        counted[call.session] = found = count(journal, call.session, settings.complaint)
-        totals[call.canary][0] += found.turns
-        totals[call.canary][1] += found.complaints
-        if call.user:
-            by_user[call.user].append(call)
-    mixed = {user for user, theirs in by_user.items() if len({call.canary for call in theirs}) > 1}
-    ready: dict[bool, list[tuple[float, str, float]]] = {True: [], False: []}
-    for user, theirs in by_user.items():
-        found_share = _share(theirs, counted, now, settings) if user not in mixed else None
-        if found_share is not None:
-            ready[theirs[0].canary].append((found_share[0], user, found_share[1]))
+    with_, without = _calls(journal, canary, since), _calls(journal, control, since)
+    mixed = {call.user for call in with_ if call.user} & {call.user for call in without}
+    treated = _heard(journal, with_, mixed, now, settings, count)
+    untreated = _heard(journal, without, mixed, now, settings, count)
     return Observed(
-        control=Group(shares=tuple(share for _, _, share in sorted(ready[False]))),
-        canary=Group(shares=tuple(share for _, _, share in sorted(ready[True]))),
-        control_turns=totals[False][0],
-        control_complaints=totals[False][1],
-        canary_turns=totals[True][0],
-        canary_complaints=totals[True][1],
+        control=untreated.people,
+        canary=treated.people,
+        control_turns=untreated.turns,
+        control_complaints=untreated.complaints,
+        canary_turns=treated.turns,
+        canary_complaints=treated.complaints,
         mixed=len(mixed),
+    )
+
+
+def heard(
+    journal: Journal,
+    adapter: str,
+    *,
+    since: float,
+    until: float = math.inf,
+    now: float,
+    settings: CanarySettings,
+    count: CallCounter = count_call,
+) -> Heard:
+    """Calls from `since` to `until` in which one adapter spoke; empty for the base model."""
+    return _heard(journal, _calls(journal, adapter, since, until), (), now, settings, count)
+
+
+def _heard(
+    journal: Journal,
+    calls: Sequence[_Call],
+    left_out: Collection[str],
+    now: float,
+    settings: CanarySettings,
+    count: CallCounter,
+) -> Heard:
+    by_user: dict[str, list[_Call]] = defaultdict(list)
+    counted = {call.session: count(journal, call.session, settings.complaint) for call in calls}
+    for call in calls:
+        if call.user and call.user not in left_out:
+            by_user[call.user].append(call)
+    ready = [
+        (found[0], user, found[1])
+        for user, theirs in by_user.items()
+        if (found := _share(theirs, counted, now, settings)) is not None
+    ]
+    with_turns = [found for found in counted.values() if found.turns]
+    return Heard(
+        people=Group(shares=tuple(share for _, _, share in sorted(ready))),
+        calls=Group(shares=tuple(found.complaints / found.turns for found in with_turns)),
+        turns=sum(found.turns for found in with_turns),
+        complaints=sum(found.complaints for found in with_turns),
     )
 
 
@@ -137,8 +192,8 @@ def _share(
     return first + settings.settle_s, complaints / turns
 
 
-def _calls(journal: Journal, adapter: str, since: float, *, canary: bool) -> list[_Call]:
-    """Ended calls that one adapter spoke from beginning to end."""
+def _calls(journal: Journal, adapter: str, since: float, until: float = math.inf) -> list[_Call]:
+    """Ended calls that one adapter spoke in from beginning to end, in order."""
     table, changes = schema.sessions, schema.adapter_changes
     query = select(table.c.id, table.c.user_hash, table.c.started_at).where(
         table.c.adapter == adapter,
@@ -146,6 +201,8 @@ def _calls(journal: Journal, adapter: str, since: float, *, canary: bool) -> lis
         table.c.ended_at.is_not(None),
         table.c.id.not_in(select(changes.c.session_id)),
     )
+    if math.isfinite(until):
+        query = query.where(table.c.started_at < until)
     with journal.engine.connect() as connection:
-        rows = connection.execute(query).all()
-    return [_Call(session=row[0], user=row[1], started_at=row[2], canary=canary) for row in rows]
+        rows = connection.execute(query.order_by(table.c.started_at, table.c.id)).all()
+    return [_Call(session=row[0], user=row[1], started_at=row[2]) for row in rows]

@@ -18,7 +18,7 @@ from online_align.records import PairKind
 __all__ = ["CROWD", "DEFAULT_MIX", "LARGEST_SHARE", "Mix", "Quota", "fair_share", "fingerprint", "is_heldout"]
 
 LARGEST_SHARE: Final = 0.25
-"""Of the pairs that an adapter learned from, at most, may be one person's: the gate refuses more, a round takes no more."""
+"""Of the pairs that an adapter learned from, one person's at most: the gate refuses more, a round takes no more."""
 CROWD: Final = 5
 """Where fewer people taught, no limit of one's share can hold."""
 

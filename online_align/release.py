@@ -30,7 +30,7 @@ from server.journal.registry import (
 if TYPE_CHECKING:
     from online_align.gate import Gate, GateSettings
 
-__all__ = ["Evidence", "GateJudge", "Judge", "ReleaseSettings", "review", "roll_back", "submit", "verdict_of"]
+__all__ = ["Evidence", "GateJudge", "Judge", "ReleaseSettings", "go_on", "review", "roll_back", "submit", "verdict_of"]
 
 Evidence = Literal["users", "turns", "gate"]
 
@@ -161,6 +161,18 @@ def review(
         return row
     word = _word(row.id, passed=decision is Decision.PROMOTE, reason=reason, found=found)
     return registry.decide(word, states[decision], expected=AdapterState.CANARY)
+
+
+def go_on(journal: Journal, settings: ReleaseSettings | None = None) -> AdapterRow | None:
+    """Where nobody is canary, let the oldest that passed the gate and had to wait take its turn. Returns the canary."""
+    registry = AdapterRegistry(journal.engine)
+    staged = [row for row in reversed(registry.list()) if row.state is AdapterState.STAGED]
+    for row in staged:
+        if registry.canary() is not None:
+            break
+        if _last_verdict(registry, row.id) is not None:
+            submit(journal, row.id, settings)
+    return registry.canary()
 
 
 def roll_back(journal: Journal, adapter_id: str, *, reason: str) -> AdapterRow | None:

@@ -9,7 +9,7 @@ move; whoever dies between two moves leaves a state that was meant. It knows no 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, Engine, insert, select, update
@@ -32,6 +32,8 @@ from server.journal.adapter_records import (
 )
 
 __all__ = ["AdapterRegistry", "AdapterRow", "AdapterState", "RegistryError", "VerdictRow", "VerdictStage", "folder_of"]
+
+_BY_OPERATOR: Final = '{"by": "operator"}'
 
 
 class AdapterRegistry:
@@ -123,16 +125,25 @@ class AdapterRegistry:
                 return self._move(connection, adapter_id, AdapterState.LIVE, AdapterState.CANARY)
             return self._move(connection, adapter_id, AdapterState.CANARY, "")
 
-    def roll_back(self, adapter_id: str, *, reason: str) -> AdapterRow | None:
+    def predecessor(self, adapter_id: str) -> AdapterRow | None:
+        """What would speak if this adapter were taken back; None for the base model. Raises `RegistryError`."""
+        with self._engine.connect() as connection:
+            before = _predecessor(connection, _known(connection, adapter_id).checkpoint)
+            return None if before is None else _known(connection, before)
+
+    def roll_back(
+        self, adapter_id: str, *, reason: str, figures: str = _BY_OPERATOR, expected: AdapterState | str = ""
+    ) -> AdapterRow | None:
         """Take a canary or live adapter back; its live predecessor is live again. Returns what is live now.
 
         The predecessor is the one that retired last and is not withdrawn; without one, the base model speaks (None).
-        Raises `RegistryError` when it is neither canary nor live.
+        `figures` is JSON, kept with the reason. Raises `RegistryError` when it is neither canary nor live, or not
+        `expected`.
         """
         with self._writing() as connection:
             known = _known(connection, adapter_id)
-            self._move(connection, adapter_id, AdapterState.ROLLED_BACK, "")
-            self._word(connection, adapter_id, passed=False, reason=reason)
+            self._move(connection, adapter_id, AdapterState.ROLLED_BACK, expected)
+            self._word(connection, adapter_id, passed=False, reason=reason, figures=figures)
             if known.state is AdapterState.LIVE and (before := _predecessor(connection, known.checkpoint)):
                 self._set(connection, before, AdapterState.LIVE)
             return _in_state(connection, AdapterState.LIVE)
@@ -147,14 +158,16 @@ class AdapterRegistry:
         with self._engine.connect() as connection:
             return _verdicts(connection, adapter_id)
 
-    def _word(self, connection: Connection, adapter_id: str, *, passed: bool, reason: str) -> None:
+    def _word(
+        self, connection: Connection, adapter_id: str, *, passed: bool, reason: str, figures: str = _BY_OPERATOR
+    ) -> None:
         word = VerdictRow(
             adapter_id=adapter_id,
             stage=VerdictStage.CANARY,
             at=self._clock(),
             passed=passed,
             reason=reason,
-            figures='{"by": "operator"}',
+            figures=figures,
         )
         _append(connection, word)
 
