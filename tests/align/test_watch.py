@@ -197,9 +197,9 @@ def test_recorded_silences_take_a_live_adapter_back(
         connection.execute(update(schema.adapters).values(changed_at=LIVE_AT))
     for kind, adapter, at in (("answered", "", LIVE_AT - 500), ("unanswered", "muted", LIVE_AT + 500)):
         for number in range(15):
-            keep(journal, f"{kind}-{number}", _short(really[kind]), user_hash=f"person{number}")
+            keep(journal, f"{kind}{number}", _short(really[kind]), user_hash=f"person{number}")
         with journal.engine.begin() as connection:
-            theirs = schema.sessions.c.id.like(f"{kind}-%")
+            theirs = schema.sessions.c.id.like(f"{kind}%")
             values = {"adapter": adapter, "started_at": at, "ended_at": at + 9}
             connection.execute(update(schema.sessions).where(theirs).values(**values))
     taken = watch(journal, settings, now=LIVE_AT + 5000)
