@@ -32,6 +32,8 @@ _ANYBODY: Final = frozenset({"/", "/dashboard", "/healthz", "/readyz", "/api/log
 _CALLERS: Final = frozenset({"/api/chat", "/api/info"})
 _PAGES: Final = "/static/"
 """Files of the page: the same for everybody."""
+_SHARED: Final = frozenset({"/api/info", "/healthz", "/readyz"})
+"""What pages of allowed origins may read, beside calling; operators' figures are for programs and our own pages."""
 _READING: Final = frozenset({"GET", "HEAD"})
 _SIGNING: Final = frozenset({"/api/login", "/api/logout"})
 
@@ -53,16 +55,24 @@ class Doors:
         """Let a request through to its handler, or turn it away with a sentence."""
         visitor = request[VISITOR] = self._addresses.visitor(request)
         try:
-            self._limits.request(visitor)
-            self._origins.check(request)
-            request[WHO] = self._check(request)
-            return await handler(request)
+            response = await self._answer(request, visitor, handler)
         except DoorError as problem:
             if isinstance(problem, UnauthorisedError):
                 self._limits.wrong_token(visitor)
             if request.path == "/api/chat":
                 self._metrics.count_rejection(_COUNTED.get(problem.status, Rejection.FORBIDDEN))
-            return _turn_away(problem)
+            response = _turn_away(problem)
+        if request.path in _SHARED:
+            response.headers.update(self._origins.sharing(request))
+        return response
+
+    async def _answer(self, request: web.Request, visitor: Visitor, handler: Handler) -> web.StreamResponse:
+        self._limits.request(visitor)
+        self._origins.check(request)
+        if request.path in _SHARED and (first := self._origins.answer_first(request)) is not None:
+            return first
+        request[WHO] = self._check(request)
+        return await handler(request)
 
     def _check(self, request: web.Request) -> Identity:
         path = request.path

@@ -1,7 +1,7 @@
-"""Which web pages may use this server: a browser says with `Origin` whose page it shows.
+"""Which web pages may use this server, and what those from elsewhere may read: a browser says whose page it shows.
 
-Without this, any page in somebody's browser could call a server that the browser can reach, also one that listens to
-its own machine alone. Clients that are no browsers send no `Origin` and pass.
+Without the check of `Origin`, any page in somebody's browser could call a server that the browser can reach, also one
+that listens to its own machine alone. Clients that are no browsers send no `Origin` and pass.
 """
 
 import ipaddress
@@ -19,6 +19,14 @@ __all__ = ["Origins"]
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
 _ANY: Final = "*"
+_CHANGING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_ASKING: Final = {
+    "Access-Control-Allow-Methods": "GET, HEAD",
+    "Access-Control-Allow-Headers": "Authorization",
+    "Access-Control-Max-Age": "600",
+}
+"""What a browser is told that asks first. Without `Access-Control-Allow-Credentials` it neither sends the cookie nor
+shows an answer to it: a page from elsewhere is whoever its own token says, never whoever is signed in here."""
 
 
 class Origins:
@@ -37,7 +45,10 @@ class Origins:
         self._only_here = only_here
 
     def check(self, request: web.Request) -> None:
-        """Raise `ForbiddenError` unless the page, if there is one, may use this server."""
+        """Raise `ForbiddenError` unless the page, if there is one, may use this server.
+
+        That all pages are allowed is not enough for changing something.
+        """
         host = request.headers.get("Host", "").lower()
         if self._only_here and not self._is_here(host):
             raise ForbiddenError(
@@ -46,12 +57,27 @@ class Origins:
                 remedy="start it with --token-file, or with --allow-origin and the origin of the page",
             )
         origin = request.headers.get("Origin")
-        if origin is not None and not self._may(origin, host):
+        if origin is not None and not self._may(origin, host, changing=request.method in _CHANGING):
             raise ForbiddenError(
                 got=f"a request from a page of {origin[:80]!r}",
                 expected="a page of this server's own host and port",
                 remedy="start the server with --allow-origin and that origin if the page is yours",
             )
+
+    def sharing(self, request: web.Request) -> dict[str, str]:
+        """Headers by which a browser lets a page of an allowed origin read the answer, without the cookie."""
+        if not (self._any or self._allowed):
+            return {}
+        origin = request.headers.get("Origin", "")
+        allowed = self._any or _normal(origin) in self._allowed
+        shared = {"Access-Control-Allow-Origin": _ANY if self._any else origin} if origin and allowed else {}
+        return {"Vary": "Origin"} | shared
+
+    def answer_first(self, request: web.Request) -> web.Response | None:
+        """Answer a browser that asks whether a page from elsewhere may ask; None when this is not such a question."""
+        if request.method != "OPTIONS" or "Access-Control-Allow-Origin" not in self.sharing(request):
+            return None
+        return web.Response(status=204, headers=_ASKING)
 
     def _is_here(self, host: str) -> bool:
         match = _HOST.fullmatch(host)
@@ -60,8 +86,8 @@ class Origins:
         name = match[1].strip("[]")
         return name == "localhost" or name in self._hosts or _is_loopback(name)
 
-    def _may(self, origin: str, host: str) -> bool:
-        if self._any:
+    def _may(self, origin: str, host: str, *, changing: bool) -> bool:
+        if self._any and not changing:
             return True
         known = _normal(origin)
         if known is None:

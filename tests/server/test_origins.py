@@ -1,7 +1,9 @@
 """Pages of other people's may not call, whatever browser shows them; pages of one's own and programs may."""
 
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 from server.errors import ConfigError, ForbiddenError
 from server.origins import Origins
 from tests.server.caller import calling, voice
-from tests.server.live import LiveServer
-from tests.server.test_auth import ask, refused
+from tests.server.live import LiveServer, serving
+from tests.server.test_auth import ANNA, PROM, ask, refused
+
+Shared = dict[str, str]
 
 ELSEWHERE = "https://talk.example.org"
 
@@ -76,6 +80,21 @@ def test_a_server_that_asks_nobody_answers_only_to_its_own_machine_s_names(host:
     assert allowed("talk.example.org", ELSEWHERE, only_here=True, allow=(ELSEWHERE,))
 
 
+def test_that_all_pages_may_call_lets_none_of_them_change_things() -> None:
+    def may_post(origin: str, *allow: str) -> bool:
+        headers = {"Host": "127.0.0.1:8998", "Origin": origin}
+        try:
+            Origins(allow, only_here=False).check(make_mocked_request("POST", "/api/adapters/x/rollback", headers))
+        except ForbiddenError:
+            return False
+        return True
+
+    assert may_post("http://127.0.0.1:8998", "*")
+    assert may_post(ELSEWHERE, ELSEWHERE)
+    assert not may_post("http://127.0.0.1:3000", "*"), "of the same site, so that the cookie would go along"
+    assert not may_post("null", "*")
+
+
 @pytest.mark.parametrize("text", ["talk.example.org", "ftp://x", "https://x/path", "https://", "null", ""])
 def test_what_is_no_origin_is_refused_as_a_setting(text: str) -> None:
     with pytest.raises(ConfigError, match="allow_origin"):
@@ -106,3 +125,50 @@ async def test_a_foreign_page_is_turned_away_while_somebody_talks(shared: LiveSe
     async with calling(shared.url, additional_headers=own) as page:
         await page.greeted()
     assert shared.count("duologue_admission_rejected_total", reason="forbidden") == 1
+
+
+async def answer(live: LiveServer, path: str, origin: str, method: str = "GET", **headers: str) -> tuple[int, Shared]:
+    """What a browser looks at before it lets a page of `origin` see an answer."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()} | {"Origin": origin}
+    async with aiohttp.ClientSession() as client, client.request(method, live.url + path, headers=named) as response:
+        shown = {name: value for name, value in response.headers.items() if name.startswith("Access-Control-Allow-")}
+        return response.status, {name.removeprefix("Access-Control-Allow-"): value for name, value in shown.items()}
+
+
+ASKS_FIRST = {"Access_Control_Request_Method": "GET", "Access_Control_Request_Headers": "authorization"}
+
+
+async def test_a_page_of_an_allowed_origin_reads_what_it_needs_and_nothing_of_the_operator_s(tiny: Path) -> None:
+    """As browsers do it: a question before a request with a token, then the request; the cookie never goes along."""
+    settings: dict[str, Any] = {"tokens": f"anna:{ANNA},prom:{PROM}:watch", "allow_origin": (ELSEWHERE,)}
+    async with serving(tiny, slots=1, **settings) as live:
+        status, allowed = await answer(live, "/api/info", ELSEWHERE, "OPTIONS", **ASKS_FIRST)
+        assert (status, allowed.pop("Origin")) == (204, ELSEWHERE)
+        assert allowed == {"Methods": "GET, HEAD", "Headers": "Authorization"}, "and no credentials"
+        for token, got in ((ANNA, 200), ("nobody-0123456789", 401)):
+            bearer = f"Bearer {token}"
+            assert await answer(live, "/api/info", ELSEWHERE, Authorization=bearer) == (got, {"Origin": ELSEWHERE})
+        assert await answer(live, "/readyz", ELSEWHERE) == (200, {"Origin": ELSEWHERE})
+        for path in ("/metrics", "/api/sessions", "/api/adapters", "/api/base", "/api/login"):
+            status, allowed = await answer(live, path, ELSEWHERE, "OPTIONS", **ASKS_FIRST)
+            assert (status in (401, 403, 405), allowed) == (True, {}), path
+        assert await answer(live, "/metrics", ELSEWHERE, Authorization=f"Bearer {PROM}") == (200, {})
+        for foreign in ("https://evil.example", "null", "http://talk.example.org"):
+            assert await answer(live, "/api/info", foreign, "OPTIONS", **ASKS_FIRST) == (403, {})
+            assert await answer(live, "/api/info", foreign) == (403, {})
+        async with calling(live.url, f"?worker_auth_id={ANNA}", additional_headers={"Origin": ELSEWHERE}) as page:
+            await page.greeted()
+            await page.send(4, b'{"type":"feedback","value":"up"}')
+            await page.talk(voice(3))
+            assert live.count("duologue_messages_ignored_total", kind="metadata") == 0, "feedback goes by the call"
+
+
+async def test_without_an_allowed_origin_no_page_from_elsewhere_reads_anything(shared: LiveServer) -> None:
+    assert await answer(shared, "/api/info", ELSEWHERE) == (403, {})
+    assert await answer(shared, "/api/info", shared.url) == (200, {})
+    assert (await answer(shared, "/api/info", shared.url, "OPTIONS", **ASKS_FIRST))[0] == 403
+
+
+async def test_pages_of_any_origin_read_without_who_they_are(tiny: Path) -> None:
+    async with serving(tiny, slots=1, allow_origin=("*",)) as live:
+        assert await answer(live, "/api/info", "https://anything.example") == (200, {"Origin": "*"})
