@@ -19,6 +19,8 @@ log = logging.getLogger("server")
 
 _CEILING = {"cpu": 64, "cuda": 32}
 """The most slots that `auto` gives. One of a 7 B model with 3,000 frames of context takes 1.6 GB of a GPU's memory."""
+_INT8_CEILING = 64
+"""With int8 keys and values it takes 0.8 GB."""
 
 
 def main() -> None:
@@ -59,10 +61,16 @@ async def _serve(config: ServerConfig, lines: LogThread) -> bool:
 
     def load(slots: int) -> Engine:
         _leave_a_core()
-        return Engine.load(config.checkpoint, slots=slots, device=config.device, max_adapters=config.max_adapters)
+        return load_base(config.checkpoint, slots)
 
     def load_base(checkpoint: str, slots: int) -> Engine:
-        return Engine.load(checkpoint, slots=slots, device=config.device, max_adapters=config.max_adapters)
+        return Engine.load(
+            checkpoint,
+            slots=slots,
+            device=config.device,
+            max_adapters=config.max_adapters,
+            cache_dtype=config.cache_dtype,
+        )
 
     server = Server(config, load, load_base=load_base, ceiling=_ceiling(config))
     lines.on_dropped = server.metrics.log_dropped.inc
@@ -79,6 +87,8 @@ def _ceiling(config: ServerConfig) -> int:
     import torch  # noqa: PLC0415
 
     on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    if on_gpu and config.cache_dtype == "int8":
+        return _INT8_CEILING
     return _CEILING["cuda" if on_gpu else "cpu"]
 
 

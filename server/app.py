@@ -37,6 +37,7 @@ from server.pressure import LoadGuard
 from server.protocol import WIRE_SAMPLE_RATE_HZ
 from server.scheduler import Health, Scheduler
 from server.secret import ServerSecret
+from server.session import ModelInfo
 from server.tls import open_tls
 from server.wire import ChatSocket
 
@@ -233,11 +234,12 @@ class Server:
         trouble = {"journal": self.listening.problem} if told else {}
         return web.json_response({"state": state} | trouble, status=200 if state == Health.READY else 503)
 
-    async def _info(self, _request: web.Request) -> web.Response:
+    async def _info(self, request: web.Request) -> web.Response:
         model, capacity = self.scheduler.model, self.scheduler.capacity
+        told = self.auth.may_watch(request)
         return _json(
             {
-                "model": model and {"checkpoint": model.name, "device": model.device},
+                "model": model and _describe_model(model, told=told),
                 "adapter": live.id if (live := self.adapters.plan.live) is not None else None,
                 "versions": self._versions,
                 "slots": {
@@ -261,6 +263,17 @@ class Server:
         self.metrics.step_age.set(self.scheduler.step_age_s)
         self.metrics.kv_fill.set(self.desk.context_fill())
         return web.Response(body=self.metrics.expose(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _describe_model(model: ModelInfo, *, told: bool) -> dict[str, str]:
+    """`told`: why a fallback serves may name folders and programs, which is for who may watch."""
+    trouble = {"fallback": model.fallback} if told and model.fallback else {}
+    return {
+        "checkpoint": model.name,
+        "device": model.device,
+        "work": model.work,
+        "cache_dtype": model.cache_dtype,
+    } | trouble
 
 
 def _describe(capacity: Capacity, *, admitting: bool) -> dict[str, Any]:

@@ -161,6 +161,9 @@ def describe(engine: Engine) -> ModelInfo:
         silent_tokens=frozenset((engine.text_padding_id, engine.end_of_text_padding_id)),
         recommended_sampling=engine.recommended_sampling,
         context_frames=engine.context_frames,
+        work=engine.work,
+        cache_dtype=engine.cache_dtype,
+        fallback=engine.fallback,
     )
 
 

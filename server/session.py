@@ -60,6 +60,12 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     recommended_sampling: SamplingParams
     context_frames: int = 0
     """Frames the model remembers; 0 when that is not known."""
+    work: str = ""
+    """What does the work on a frame: `native`, `kernels` or `upstream`."""
+    cache_dtype: str = ""
+    """What keys and values are kept in."""
+    fallback: str = ""
+    """Why the work is not done in the best way for this kind of device; empty where it is."""
 
     @property
     def name(self) -> str:

@@ -29,6 +29,8 @@ def test_members() -> None:
         "adapters",
         "base_sha256",
         "work",
+        "fallback",
+        "cache_dtype",
         "checkpoint",
         "device",
         "recommended_sampling",

@@ -14,7 +14,7 @@ def test_the_flags_are_frozen() -> None:
     flags = {option for action in build_parser()._actions for option in action.option_strings}
     assert flags == {
         "-h", "--help", "--checkpoint", "--slots", "--host", "--port", "--data-dir", "--device", "--max-speed",
-        "--config", "--token-file", "--admin-token-file", "--allow-anonymous", "--allow-origin",
+        "--cache-dtype", "--config", "--token-file", "--admin-token-file", "--allow-anonymous", "--allow-origin",
         "--tls-cert", "--tls-key", "--tls-self-signed",
         "--canary-share", "--swap-live", "--learn",
     }  # fmt: skip
@@ -25,6 +25,7 @@ def test_the_settings_and_their_defaults_are_frozen() -> None:
         "checkpoint": "mini",
         "slots": "auto",
         "device": "auto",
+        "cache_dtype": "auto",
         "host": "127.0.0.1",
         "port": 8998,
         "data_dir": Path("data"),
@@ -79,7 +80,14 @@ def test_each_source_wins_over_the_one_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", sorted(ServerConfig.__struct_fields__))
 def test_every_field_can_come_from_the_environment(field: str) -> None:
     default = getattr(ServerConfig(), field)
-    odd = {"slots": "7", "log_level": "debug", "keepalive_s": "1.5", "heartbeat_s": "1.5", "canary_share": "0.5"}
+    odd = {
+        "slots": "7",
+        "log_level": "debug",
+        "cache_dtype": "int8",
+        "keepalive_s": "1.5",
+        "heartbeat_s": "1.5",
+        "canary_share": "0.5",
+    }
     number = isinstance(default, int | float) and not isinstance(default, bool)
     odd |= {"allow_origin": "https://a.example,https://b.example", "trusted_proxies": "10.0.0.0/8"}
     value = odd.get(field, "True" if default is False else str(default + 1) if number else f"other-{default}")

@@ -34,12 +34,21 @@ async def test_health_and_info_of_a_ready_server(tiny: Path) -> None:
         status, body = await live.get("/api/info")
         info = json.loads(body)
         assert status == 200
-        assert info["model"] == {"checkpoint": tiny.name, "device": "cpu"}
+        assert info["model"] == {"checkpoint": tiny.name, "device": "cpu", "work": "native", "cache_dtype": "fp32"}
         assert str(tiny.parent) not in body, "where it lies is the operator's business"
         assert info["slots"] == {"total": 3, "busy": 0, "parked": 0, "waiting": 0}
         assert (info["adapter"], info["sample_rate"], info["frame_ms"]) == (None, 24000, 80)
         assert info["model_sample_rate"] == 16000
         assert {"duologue", "moshi", "torch", "sphn", "aiohttp", "python"} <= set(info["versions"])
+
+
+async def test_who_may_watch_is_told_why_a_fallback_serves(tiny: Path) -> None:
+    class Slow(Engine):
+        fallback = "the kernels disagree"
+
+    async with serving(tiny, engine=Slow) as live:
+        _, body = await live.get("/api/info")
+        assert json.loads(body)["model"]["fallback"] == "the kernels disagree"
 
 
 @pytest.mark.parametrize(
