@@ -7,11 +7,10 @@ needed. It decides nothing: the gate's verdict is needed whoever promotes.
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 
-from online_align.on_journal import do_on_journal
+from online_align.on_journal import add_place, do_on_journal
 from online_align.release import verdict_of
 from online_align.verdicts import Outcome
 from server.journal import Journal
@@ -118,8 +117,7 @@ def _when(at: float) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="duologue-align adapters", description="Adapters: why, and where they are.")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="the server's data folder")
-    parser.add_argument("--journal-url", default=None, help="the database, where it is not in the data folder")
+    add_place(parser)
     kinds = parser.add_subparsers(required=True, metavar="WHAT")
 
     def kind(name: str, do: Callable[[Journal, argparse.Namespace], int], purpose: str) -> argparse.ArgumentParser:

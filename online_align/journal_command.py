@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from online_align.on_journal import do_on_journal
+from online_align.on_journal import add_place, do_on_journal
 from server.journal import Journal, export
 from server.journal.adapter_records import folder_of
 from server.journal.registry import AdapterRegistry
@@ -136,8 +136,7 @@ def _publish(journal: Journal, asked: argparse.Namespace, checkpoint: Any, token
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="duologue-align journal", description="Look into a server's journal.")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="the server's data folder")
-    parser.add_argument("--journal-url", default=None, help="the database, where it is not in the data folder")
+    add_place(parser)
     kinds = parser.add_subparsers(required=True, metavar="WHAT")
 
     def kind(name: str, do: Callable[[Journal, argparse.Namespace], int], purpose: str) -> argparse.ArgumentParser:

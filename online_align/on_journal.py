@@ -1,13 +1,26 @@
-"""What every command about a journal that must be there does: open it, do it, close it, and say what is wrong."""
+"""What every command about a journal that must be there does: find it, open it, do it, close it, say what is wrong."""
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 from server.errors import DuologueError
 from server.journal import JournalError, open_journal
 from server.journal.database import exists
 
-__all__ = ["do_on_journal"]
+__all__ = ["add_place", "do_on_journal"]
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where the journal is: `--data-dir`, and `--journal-url` or `DUOLOGUE_JOURNAL_URL`.
+
+    The URL may hold a password, and whoever is on the machine reads command lines.
+    """
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="the server's data folder")
+    url = os.environ.get("DUOLOGUE_JOURNAL_URL")
+    purpose = "the database, where it is not in the data folder (default: DUOLOGUE_JOURNAL_URL of the environment)"
+    parser.add_argument("--journal-url", default=url, help=purpose)
 
 
 def do_on_journal(asked: argparse.Namespace) -> int:

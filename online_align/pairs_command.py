@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from online_align import judging
+from online_align.on_journal import add_place
 from online_align.pair_mix import Mix
 from online_align.pair_store import PairStore, PairSummary
 from online_align.records import Pair, PairKind
@@ -144,8 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="duologue-align pairs",
         description="Make preference pairs from the calls in a journal; running it again adds what is new.",
     )
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="the server's data folder")
-    parser.add_argument("--journal-url", default=None, help="the database, where it is not in the data folder")
+    add_place(parser)
     parser.add_argument("--checkpoint", default="mini", help="the model that was called (default: %(default)s)")
     parser.add_argument("--kinds", type=_kinds, default=list(PairKind), help="of A,B,C,D (default: all)")
     parser.add_argument("--sessions", type=int, default=1000, help="the newest so many calls, or pairs of --list")

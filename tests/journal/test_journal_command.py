@@ -30,3 +30,16 @@ def test_what_is_there_is_counted_deleted_and_counted_again(
     assert "got session 'abc'; expected one that is in the journal" in capsys.readouterr().err
     assert main([*where, "stats", "--json"]) == 0
     assert '"deleted":1' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", [["journal", "stats"], ["adapters", "list"], ["pairs", "--list"]])
+def test_the_databases_url_may_come_from_the_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, what: list[str]
+) -> None:
+    """It may hold a password, which a command line shows to everybody on the machine; an error shows none either."""
+    monkeypatch.setenv("DUOLOGUE_JOURNAL_URL", "postgresql+psycopg://duologue:correct-horse@127.0.0.1:1/duologue")
+    command, *rest = what
+    assert main([command, "--data-dir", str(tmp_path), *rest]) == 1
+    said = capsys.readouterr().err
+    assert "got a journal that cannot be opened" in said
+    assert "correct-horse" not in said
