@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event, text
+from alembic.util import CommandError
+from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.journal.errors import JournalError, JournalLockedError
@@ -39,17 +40,29 @@ def connect(data_dir: Path, url: str | None = None) -> Engine:
     try:
         if url is None:
             data_dir.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url or f"sqlite:///{data_dir / _FILE}")
+        engine = create_engine(_parsed(url) if url else f"sqlite:///{data_dir / _FILE}")
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _set_pragmas)
         upgrade(engine)
-    except (SQLAlchemyError, OSError, ImportError) as problem:
+    except (SQLAlchemyError, CommandError, OSError, ImportError) as problem:
         raise JournalError(
             got=f"a journal that cannot be opened ({problem})",
             expected="a writable folder, or the URL of a database",
             remedy="correct data_dir or journal_url",
         ) from problem
     return engine
+
+
+def _parsed(url: str) -> URL:
+    """Take a URL apart. Its mistakes are not quoted: they may be a part of the password."""
+    try:
+        return make_url(url)
+    except ValueError as problem:
+        raise JournalError(
+            got="a database's URL whose port is no number",
+            expected="postgresql+psycopg://USER:PASSWORD@HOST/NAME",
+            remedy="write @, : and / in the password as %40, %3A and %2F",
+        ) from problem
 
 
 def exists(data_dir: Path, url: str | None = None) -> bool:

@@ -32,6 +32,26 @@ def test_what_is_there_is_counted_deleted_and_counted_again(
     assert '"deleted":1' in capsys.readouterr().out
 
 
+def test_a_url_that_cannot_be_read_is_refused_and_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUOLOGUE_JOURNAL_URL", "postgresql+psycopg://duologue:cor@rect:horse@127.0.0.1/duologue")
+    assert main(["journal", "--data-dir", str(tmp_path), "stats"]) == 1
+    said = capsys.readouterr().err
+    assert "expected postgresql+psycopg://USER:PASSWORD@HOST/NAME; write @, : and / in the password as %40" in said
+    assert "rect" not in said
+    assert "horse" not in said
+
+
+def test_a_journal_of_a_newer_version_is_refused(
+    sqlite_journal: Journal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite_journal.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    assert main(["journal", "--data-dir", str(tmp_path / "data"), "stats"]) == 1
+    assert "got a journal that cannot be opened (Can't locate revision identified by '9999')" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("what", [["journal", "stats"], ["adapters", "list"], ["pairs", "--list"]])
 def test_the_databases_url_may_come_from_the_environment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, what: list[str]
