@@ -31,6 +31,7 @@ _FAIR: Final = 3.0
 """A reply that is only better timed must not have a lower mark than this."""
 _SURELY_RIGHT: Final = 4.0
 """From this mark on, a reply counts although it had to be made to begin where the model answers by itself or not."""
+_UNHEARD: Final = "given words are not heard in its sound"
 
 
 class NoBetterError(ValueError):
@@ -85,14 +86,15 @@ def say_better(
     rejected = scene.rejected()
     chosen = scene.best(branches)
     least = _FAIR if cut.kind.about_timing or rejected.marks is None else rejected.marks.overall + margin
+    unheard = False
     if chosen is None or (chosen.marks is not None and chosen.marks.overall < least):
         told = scene.told(rejected)
-        if told is not None and (hears is None or hears(told.tokens_TK, told.words)):
-            chosen = told
+        unheard = told is not None and hears is not None and not hears(told.tokens_TK, told.words)
+        chosen = told if told is not None and not unheard else chosen
     if chosen is None:
-        raise NoBetterError("no branch did what was wished for")
+        raise NoBetterError(_UNHEARD if unheard else "no branch did what was wished for")
     if chosen.marks is not None and chosen.marks.overall < least:
-        raise NoBetterError("nothing better was said")
+        raise NoBetterError(_UNHEARD if unheard else "nothing better was said")
     if chosen.words == rejected.words and not cut.kind.about_timing:
         raise NoBetterError("the same was said")
     return Better(

@@ -17,7 +17,7 @@ from server.journal import Journal, JournalError
 from server.journal.reader import SessionRow
 from server.signals import Signal, SignalKind, State
 
-__all__ = ["GoodSpan", "find_spans", "open_spans"]
+__all__ = ["GoodSpan", "find_spans", "is_good_span", "open_spans"]
 
 _RULE: Final = "good-spans-1"
 _COMPLAINTS: Final = frozenset(
@@ -52,6 +52,11 @@ def find_spans(journal: Journal, *, checkpoint: str, silent: Collection[int], co
 def open_spans(journal: Journal, spans: Iterable[GoodSpan]) -> list[Pair]:
     """Spans as pairs whose chosen side is all that counts; those of calls that are gone are left out."""
     return [pair for span in spans for pair in _opened(journal, span)]
+
+
+def is_good_span(pair: Pair) -> bool:
+    """Whether this is a span that `open_spans` gave."""
+    return pair.evidence.rule == _RULE
 
 
 def _of_call(journal: Journal, about: SessionRow, silent: Collection[int]) -> Iterator[GoodSpan]:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _NICE: Final = 19
 _SETTINGS: Final = {
-    "loss": "one of dpo, dpo-ln, simpo, apo-zero, ipo, cdpo",
+    "loss": "one of dpo, dpo-ln, simpo, apo-zero, ipo, cdpo, kto",
     "beta": "strength of the preference: each loss has its own best",
     "learning-rate": "of the temporal transformer's adapters",
     "batch": "pairs of one step",
@@ -171,12 +172,20 @@ def _collector(asked: argparse.Namespace, journal: Any) -> Callable[[], int]:
     )
 
     def collect() -> int:
-        made = builder.build().made.total()
+        tally = builder.build()
+        made = tally.made.total()
         if made:
-            log.info("%d new pairs", made)
+            log.info("%d new pairs: %s", made, _counted(tally.made))
+        if tally.refused:
+            log.info("no pair of %d complaints: %s", tally.refused.total(), _counted(tally.refused))
         return made
 
     return collect
+
+
+def _counted(counts: Counter[str]) -> str:
+    """Most first."""
+    return ", ".join(f"{what} ({count})" for what, count in counts.most_common())
 
 
 def _hand_over(asked: argparse.Namespace, journal: Any, progress: Any) -> Callable[[Any], str]:

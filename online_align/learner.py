@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from online_align.batches import Batch, PackedPair, batches, collate, pack
-from online_align.losses import LOSSES, Scored, anchor, score
+from online_align.good_spans import is_good_span
+from online_align.losses import Scored, anchor, score
 from online_align.policy import Policy
 from online_align.records import Pair, Reference
 from online_align.settings import LearnerSettings
 from online_align.training_state import Standing, restore, save
+from online_align.unpaired import KTO, balance, loss_of, praise
 from online_align.workers import Workers
 
 __all__ = ["Figures", "Pass", "context_of", "evaluate", "optimiser_groups", "reference_of"]
@@ -50,8 +52,10 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 class Pass:
     """One pass over `pairs`, in an order that the settings' seed decides, and over `replayed` beside them.
 
-    Every pair needs its reference. `state` is where the pass is saved after every `save_every` steps, and gone on from
-    when it belongs to the same `plan`. Raises `PairError`.
+    Every pair needs its reference. `unrelated` are those of `unpaired.mismatched`, with references by the same policy:
+    KTO alone reads them, and good spans among `replayed` that have a reference are praise to it. `state` is where the
+    pass is saved after every `save_every` steps, and gone on from when it belongs to the same `plan`. Raises
+    `PairError`.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Pass:
         pairs: Sequence[Pair],
         *,
         replayed: Sequence[Pair] = (),
+        unrelated: Sequence[Pair] = (),
         plan: str = "",
         state: Path | None = None,
         save_every: int = 1,
@@ -71,8 +76,11 @@ class Pass:
         self._workers = workers or Workers()
         self._device = policy.text_linear.weight.device
         self._steps = _dealt(pairs, settings, settings.batch)
-        again = replayed if settings.anchor else ()
+        again = replayed if settings.anchor or settings.loss == KTO else ()
         self._replays = _dealt(again, settings, math.ceil(len(again) / max(1, len(self._steps))) or 1)
+        self._unrelated = _dealt(unrelated, settings, settings.batch)
+        praised = sum(is_good_span(pair) and pair.reference is not None for pair in again)
+        self._praise_weight = balance(len(pairs), len(pairs) + praised)
         self._optimiser = torch.optim.AdamW(optimiser_groups(policy, settings), betas=_BETAS, weight_decay=0.0)
         self._schedule = [_share(step, len(self._steps), settings) for step in range(len(self._steps))]
         self._peaks = [group["lr"] for group in self._optimiser.param_groups]
@@ -106,14 +114,15 @@ class Pass:
         chosen = self._rows(self._steps[step], preference=True)
         again = self._rows(self._replays[step], preference=False) if step < len(self._replays) else []
         sums: dict[str, float] = {}
+        far = self._divergence(step)
         self._optimiser.zero_grad(set_to_none=True)
         for batch, real_B in self._batches(chosen):
-            loss_B, figures = self._losses(batch, real_B)
+            loss_B, figures = self._losses(batch, real_B, far)
             self._backward(loss_B, real_B, len(chosen))
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value
         for batch, real_B in self._batches(again):
-            self._backward(self._settings.anchor * self._anchor(self._policy(batch), batch), real_B, len(chosen))
+            self._backward(self._held(batch, far), real_B, len(chosen))
         for group, peak in zip(self._optimiser.param_groups, self._peaks, strict=True):
             group["lr"] = peak * self._schedule[step]
         torch.nn.utils.clip_grad_norm_(self._policy.learned().values(), self._settings.clip)
@@ -122,13 +131,32 @@ class Pass:
         total = self._workers.sum(torch.tensor([sums[name] for name in names], dtype=torch.float64))
         return _mean(dict(zip(names, total.tolist(), strict=True)))
 
-    def _losses(self, batch: Batch, real_B: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _losses(self, batch: Batch, real_B: Tensor, far: Tensor) -> tuple[Tensor, dict[str, float]]:
         """A loss for each pair `[B]`, and sums over those that are real."""
         logp_B2N = self._policy(batch)
-        scored = scored_of(logp_B2N, batch)
-        loss_B = LOSSES[self._settings.loss](scored, self._settings.beta)
-        whole_B = loss_B + self._settings.anchor * self._anchor(logp_B2N, batch)
+        scored, settings = scored_of(logp_B2N, batch), self._settings
+        loss_B = loss_of(settings.loss, scored, settings.beta, divergence=far, praise_weight=self._praise_weight)
+        whole_B = loss_B + settings.anchor * self._anchor(logp_B2N, batch)
         return whole_B, _sums(scored, loss_B.detach(), real_B)
+
+    def _held(self, batch: Batch, far: Tensor) -> Tensor:
+        """What is learned of replies without a preference, `[B]`."""
+        logp_B2N, settings = self._policy(batch), self._settings
+        loss_B = settings.anchor * self._anchor(logp_B2N, batch)
+        if settings.loss == KTO:
+            loss_B = loss_B + praise(logp_B2N, batch, settings.beta, divergence=far, weight=self._praise_weight)
+        return loss_B
+
+    @torch.no_grad()
+    def _divergence(self, step: int) -> Tensor:
+        """How far the policy has gone from its reference, in nats, a scalar: mean ratio of replies put elsewhere."""
+        rows = self._rows(self._unrelated[step], preference=True) if step < len(self._unrelated) else []
+        total = torch.zeros(2, dtype=torch.float64)
+        for batch, real_B in self._batches(rows):
+            ratio_B = scored_of(self._policy(batch), batch).chosen_ratio
+            total += torch.stack([(ratio_B * real_B).sum(), real_B.sum()]).cpu().double()
+        summed = self._workers.sum(total) if rows else total
+        return (summed[0] / summed[1].clamp(min=1.0)).clamp(min=0).to(self._device, torch.float32)
 
     def _anchor(self, logp_B2N: Tensor, batch: Batch) -> Tensor:
         return anchor(logp_B2N[:, 0], batch.real_B2N[:, 0])
@@ -222,7 +250,7 @@ def evaluate(policy: Policy, settings: LearnerSettings, pairs: Sequence[Pair]) -
     device = policy.text_linear.weight.device
     for batch in batches(rows, policy.grid, device, positions=settings.positions):
         scored = scored_of(policy(batch), batch)
-        loss_B = LOSSES[settings.loss](scored, settings.beta)
+        loss_B = loss_of(settings.loss, scored, settings.beta)
         for name, value in _sums(scored, loss_B, torch.ones(len(batch.pairs), device=device)).items():
             sums[name] = sums.get(name, 0.0) + value
     return _mean(sums)

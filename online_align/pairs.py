@@ -109,11 +109,14 @@ class PairBuilder:
         self._store = PairStore(journal)
         self._speakers: dict[str, Regenerator] = {}
         self._done: set[str] = set()
+        self._crowded: dict[str, int] = {}
+        """Calls of which a pair was too many, and how many pairs there were then."""
 
     def build(self, *, limit: int = 1000, progress: Callable[[str], None] | None = None) -> Tally:
         """Look at the newest `limit` calls that have ended and may be trained on. Raises `JudgeError`.
 
-        A call that was looked at is not looked at again by this builder, unless a pair was too many at that time.
+        A call that was looked at is not looked at again by this builder, unless a pair was too many when there were
+        fewer.
         """
         tally = Tally()
         quota = Quota(
@@ -121,7 +124,8 @@ class PairBuilder:
         )
         ids = self._store.ids()
         for about in self._journal.reader.sessions(trainable=True, limit=limit):
-            if about.ended_at is not None and about.id not in self._done:
+            looked = about.id in self._done or self._crowded.get(about.id) == len(ids)
+            if about.ended_at is not None and not looked:
                 self._session(about, quota, ids, tally)
                 if progress is not None:
                     progress(f"{tally.sessions} calls, {tally.made.total()} pairs")
@@ -196,7 +200,9 @@ class PairBuilder:
                 tally.refused[problem.reason if isinstance(problem, NoBetterError) else "its adapter is gone"] += 1
                 continue
             made += self._add(pair, about, quota, ids, tally)
-        if not too_many:
+        if too_many:
+            self._crowded[about.id] = len(ids)
+        else:
             self._done.add(about.id)
 
     def _cuts(self, call: Conversation, complaints: list[Label], tally: Tally) -> Iterator[tuple[Label, Cut]]:

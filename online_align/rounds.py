@@ -17,7 +17,7 @@ import msgspec
 from online_align.batches import fitting
 from online_align.drift import divergence_from
 from online_align.export import Manifest, write_adapter
-from online_align.good_spans import find_spans, open_spans
+from online_align.good_spans import find_spans, is_good_span, open_spans
 from online_align.learner import Figures, Pass, evaluate, reference_of
 from online_align.pair_store import PairStore
 from online_align.policy import Policy
@@ -25,6 +25,7 @@ from online_align.records import Pair
 from online_align.round_plan import Round, RoundFiles, Stage
 from online_align.settings import LearnerSettings
 from online_align.starting import Starting
+from online_align.unpaired import KTO, mismatched
 from online_align.waiting import Waiting, waiting_of
 from online_align.workers import Workers
 from server.engine.adapters import file_sha256
@@ -174,7 +175,8 @@ class Rounds:
             pairs = self._referenced(policy, current, pairs)
             heldout = self._referenced(policy, current, fitting(self._heldout(), policy.grid))
             before = {name: part.detach().clone() for name, part in policy.learned().items()}
-            figures = self._pass(self._workers.shard(policy), current, pairs, replayed)
+            replayed, unrelated = self._unpaired(policy, current, pairs, replayed)
+            figures = self._pass(self._workers.shard(policy), current, pairs, replayed, unrelated)
             after, divergence = self._measured(policy, current, heldout, before)
             known, learned = current, pairs
             current, pairs, replayed = self._still_there(current)
@@ -182,12 +184,33 @@ class Rounds:
                 return self._export(policy, current, learned, config, (figures, after, divergence))
         return self._write(current, stage=Stage.EMPTY, outcome="nothing is left that it could learn from")
 
-    def _pass(self, policy: Policy, current: Round, pairs: Sequence[Pair], replayed: Sequence[Pair]) -> Figures:
+    def _unpaired(
+        self, policy: Policy, current: Round, pairs: Sequence[Pair], replayed: Sequence[Pair]
+    ) -> tuple[list[Pair], list[Pair]]:
+        """What KTO needs besides: good spans with a reference, and replies put where they do not belong."""
+        if current.settings.loss != KTO:
+            return list(replayed), []
+        name, base = current.parent, current.base_sha256
+        spans = [pair for pair in replayed if is_good_span(pair)]
+        known = reference_of(policy, current.settings, spans, name=name, base_sha256=base)
+        unrelated = fitting(mismatched(pairs), policy.grid)
+        others = [pair for pair in replayed if not is_good_span(pair)]
+        return [*others, *known], reference_of(policy, current.settings, unrelated, name=name, base_sha256=base)
+
+    def _pass(
+        self,
+        policy: Policy,
+        current: Round,
+        pairs: Sequence[Pair],
+        replayed: Sequence[Pair],
+        unrelated: Sequence[Pair],
+    ) -> Figures:
         training = Pass(
             policy,
             current.settings,
             pairs,
             replayed=replayed,
+            unrelated=unrelated,
             plan=current.plan,
             state=self._folder / "pass.safetensors",
             save_every=self._save_every,

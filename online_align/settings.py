@@ -10,11 +10,12 @@ import msgspec
 from msgspec import Meta
 
 from online_align.losses import LOSSES
+from online_align.unpaired import KTO
 
 __all__ = ["LearnerSettings", "LossName"]
 
-LossName = Literal["dpo", "dpo-ln", "simpo", "apo-zero", "ipo", "cdpo"]
-assert set(LOSSES) == set(LossName.__args__), "one list of losses"  # type: ignore[attr-defined]
+LossName = Literal["dpo", "dpo-ln", "simpo", "apo-zero", "ipo", "cdpo", "kto"]
+assert {*LOSSES, KTO} == set(LossName.__args__), "one list of losses"  # type: ignore[attr-defined]
 
 
 class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

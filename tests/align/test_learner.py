@@ -43,7 +43,7 @@ def learned(policy: Policy) -> dict[str, torch.Tensor]:
     return {name: part.detach().clone() for name, part in policy.learned().items()}
 
 
-@pytest.mark.parametrize("loss", ["dpo", "dpo-ln", "simpo", "apo-zero", "ipo", "cdpo"])
+@pytest.mark.parametrize("loss", ["dpo", "dpo-ln", "simpo", "apo-zero", "ipo", "cdpo", "kto"])
 def test_every_loss_learns_to_tell_sides_apart(tiny: Path, pairs: list[Pair], loss: str) -> None:
     policy = fresh(tiny)
     settings = msgspec.structs.replace(FAST, loss=loss, learning_rate=1e-2, anchor=0.0, beta=1.0)

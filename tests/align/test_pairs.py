@@ -216,7 +216,7 @@ def test_words_that_cannot_be_heard_in_its_sound_make_no_pair(
     tally = PairBuilder(
         journal, checkpoint, data_dir=tmp_path, settings=PairSettings(branches=2), judge=Contrary(), recogniser=Deaf()
     ).build()
-    assert tally.refused == {"nothing better was said": 1}
+    assert tally.refused == {"given words are not heard in its sound": 1}
 
 
 def test_a_call_without_complaints_and_one_that_may_not_be_trained_on_give_nothing(
