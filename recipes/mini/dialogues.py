@@ -24,6 +24,8 @@ TAKES_AFTER_S = (0.36, 0.46)  # silence after which a pause is taken, where that
 PAUSE_S = (0.3, 1.5)
 HESITATES = 0.35  # of the questions with three words or more
 LONG_REPLY_S = 4.0
+CUTS_IN = {"faulty": 0.75, "long": 0.45, "short": 0.05}  # of the replies; where it talks on, there is most to see
+HUMS_ALONG = 0.75  # of the long replies that are not interrupted
 MANNERS = {"ask": 0.86, "hum": 0.05, "wait": 0.09}  # what a caller does next
 
 
@@ -98,9 +100,10 @@ class _Caller:
     def _answered(self, question: Utterance, reply: Reply, start_s: float) -> float:
         rng = self._rng
         long = reply.seconds > LONG_REPLY_S
-        if reply.seconds > 1.2 and rng.random() < (0.45 if long else 0.05):
+        kind = "short" if not long else "faulty" if faults.talks_on(reply.sentence) else "long"
+        if reply.seconds > 1.2 and rng.random() < CUTS_IN[kind]:
             return self._interrupted(reply, start_s)
-        if long and self._hums and rng.random() < 0.6:
+        if long and self._hums and rng.random() < HUMS_ALONG:
             self._hum(start_s + float(rng.uniform(1.0, reply.seconds - 1.0)))
         end_s = self._stage.answer(reply, start_s)
         if rng.random() < 0.04:

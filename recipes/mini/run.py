@@ -53,8 +53,10 @@ class Recipe:
         self.decoder = work / f"decoder{voice}"
         self.shards, self.lm = work / f"shards{voice}{variant}", work / f"lm{voice}{variant}"
         self.out = work / f"checkpoint{voice}{variant}"
+        self.tokenizer = work / "shards" / "tokenizer.model"
         self._own = ("--own", voices.SECOND_VOICE if second_voice else voices.MODEL_VOICE)
         self._faults = ("--clean",) if clean else ()
+        self._variant, self._second_voice = clean or second_voice, second_voice
         self._running: list[subprocess.Popen[bytes]] = []
 
     def start(self, module: str, *arguments: object) -> subprocess.Popen[bytes]:
@@ -105,6 +107,8 @@ class Recipe:
 
     def everything(self) -> None:
         """All stages in order; two of them at a time where they do not need each other."""
+        if self._variant:
+            self.check_finished()
         self.fill_bank()
         if not (self.codec / "codec.pt").exists():
             pace = ("--minutes", self.size.encoder_minutes, "--fit-batches", self.size.fit_batches)
@@ -112,6 +116,14 @@ class Recipe:
         self.language_model()
         self.checkpoint()
         self.note("everything is done")
+
+    def check_finished(self) -> None:
+        """A variant goes on from the finished model, with its codec and its words."""
+        states = [self.work / name for name in ("checkpoint/config.json", "lm/lm.pt", "decoder/decoder.pt")]
+        if missing := [str(path) for path in states if not path.exists()]:
+            sys.exit(
+                f"a variant needs the finished model, not found: {', '.join(missing)}; run without the option first"
+            )
 
     def fill_bank(self) -> None:
         """Real voices, or at the smallest size recordings in their place."""
@@ -130,19 +142,30 @@ class Recipe:
 
     def language_model(self) -> None:
         """Language model on one core; conversations and then the decoder on the other."""
+        size = self.size
+        phases = (size.variant,) if self._variant else size.phases
+        decoder_minutes = size.variant_decoder_minutes if self._second_voice else size.decoder_minutes
         frozen = ("--bank", self.bank, "--codec", self.codec / "codec.pt", *self._least())
-        pace = ("--minutes", self.size.decoder_minutes, *self._reports())
-        decoder = self.start("train_decoder", *frozen, *self._own, "--out", self.decoder, *pace)
-        tokenizer = self.shards / "tokenizer.model"
-        for seed, phase in enumerate(self.size.phases):
+        pace = ("--minutes", decoder_minutes, *self._reports())
+        decoder = self.start(
+            "train_decoder",
+            *frozen,
+            *self._own,
+            "--out",
+            self.decoder,
+            *pace,
+            *self._start("decoder", when=self._second_voice),
+        )
+        for seed, phase in enumerate(phases):
             shards = self.shards / f"{phase.frames}"
             shards.mkdir(parents=True, exist_ok=True)
-            length = ("--frames", phase.frames, "--seed", seed + 1, "--shard-s", self.size.shard_s)
+            length = ("--frames", phase.frames, "--seed", seed + 1, "--shard-s", size.shard_s)
             writer = self.start(
-                "tokens", *frozen, "--out", shards, "--tokenizer", tokenizer, *length, *self._own, *self._faults
+                "tokens", *frozen, "--out", shards, "--tokenizer", self.tokenizer, *length, *self._own, *self._faults
             )
-            schedule = ("--minutes", phase.minutes, "--schedule-minutes", self.size.phases[-1].minutes)
-            self.run("train_lm", "--shards", shards, "--out", self.lm, *schedule, *self._reports(), fed_by=writer)
+            schedule = ("--minutes", phase.minutes, "--schedule-minutes", phases[-1].minutes)
+            learned = ("--shards", shards, "--out", self.lm, *self._start("lm", when=self._variant))
+            self.run("train_lm", *learned, *schedule, *self._reports(), fed_by=writer)
             writer.terminate()
             writer.wait()
         self.finish(decoder, "train_decoder")
@@ -150,16 +173,20 @@ class Recipe:
     def checkpoint(self) -> None:
         """The checkpoint folder, what it was trained on, questions to ship with it, and how good it is."""
         states = ("--decoder", self.decoder / "decoder.pt", "--lm", self.lm / "lm.pt")
-        self.run("export", *states, "--tokenizer", self.shards / "tokenizer.model", "--out", self.out)
-        self.run("manifest", "--bank", self.bank, "--out", self.work / "manifest.json")
-        spoken = () if self.size.recordings or self.size.callers else ("--assets", self.assets)
-        speech = ("--bank", self.bank, "--out", self.work / "speech", "--count", self.size.shipped)
-        self.run("assets", *speech, *spoken)
-        self.run("speech", "--bank", self.bank, "--out", self.work / "people")
+        self.run("export", *states, "--tokenizer", self.tokenizer, "--out", self.out)
+        if not self._variant:
+            self.run("manifest", "--bank", self.bank, "--out", self.work / "manifest.json")
+            spoken = () if self.size.recordings or self.size.callers else ("--assets", self.assets)
+            speech = ("--bank", self.bank, "--out", self.work / "speech", "--count", self.size.shipped)
+            self.run("assets", *speech, *spoken)
+            self.run("speech", "--bank", self.bank, "--out", self.work / "people")
         measured = ("--checkpoint", self.out, "--bank", self.bank)
         asked = ("--count", self.size.questions, "--recognise", self.size.recognised)
         self.run("evaluate", *measured, *asked, "--json", self.out.with_suffix(".evaluation.json"))
         self.run("scenes", *measured, "--count", self.size.scenes, "--json", self.out.with_suffix(".scenes.json"))
+
+    def _start(self, part: str, *, when: bool) -> tuple[object, ...]:
+        return ("--start", self.work / part / f"{part}.pt") if when else ()
 
     def _least(self) -> tuple[object, ...]:
         return ("--at-least", self.size.at_least)
@@ -220,10 +247,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
+    parser.add_argument("--clean", action="store_true", help="from the finished model, train a variant without faults")
     parser.add_argument(
-        "--clean", action="store_true", help="train the language model without faults, beside the other"
+        "--second-voice", action="store_true", help="from the finished model, train a variant with another voice"
     )
-    parser.add_argument("--second-voice", action="store_true", help="train a variant that speaks with another voice")
     parser.add_argument("--ship", action="store_true", help="then copy the model into the repository; full size only")
     arguments = parser.parse_args()
     if arguments.ship and (arguments.size != "full" or arguments.clean or arguments.second_voice):

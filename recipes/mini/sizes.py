@@ -32,6 +32,8 @@ class Size:
     fit_batches: int = 150
     decoder_minutes: float
     phases: tuple[Phase, ...]
+    variant: Phase  # a variant of the finished language model: without faults, or with another voice
+    variant_decoder_minutes: float
     shard_s: float = 1300.0
     save_s: float = 90.0
     report_steps: int = 100
@@ -48,6 +50,8 @@ def _smoke(**changes: object) -> Size:
         "fit_batches": 8,
         "decoder_minutes": 0.08,
         "phases": (Phase(frames=128, minutes=0.1), Phase(frames=256, minutes=0.16)),
+        "variant": Phase(frames=256, minutes=0.05),
+        "variant_decoder_minutes": 0.04,
         "shard_s": 84.0,
         "save_s": 2.0,
         "report_steps": 2,
@@ -62,12 +66,14 @@ def _smoke(**changes: object) -> Size:
 SIZES = {
     "full": Size(
         encoder_minutes=40.0,
-        decoder_minutes=60.0,
+        decoder_minutes=40.0,
         phases=(
-            Phase(frames=256, minutes=150.0),
-            Phase(frames=768, minutes=210.0),
-            Phase(frames=1125, minutes=240.0),
+            Phase(frames=256, minutes=90.0),
+            Phase(frames=768, minutes=122.0),
+            Phase(frames=1125, minutes=140.0),
         ),
+        variant=Phase(frames=768, minutes=25.0),
+        variant_decoder_minutes=20.0,
     ),
     "small": Size(
         callers=("flite kal16", "espeak en-us", "festival ked_diphone", "kokoro am_adam", "flite rms"),
@@ -76,6 +82,8 @@ SIZES = {
         fit_batches=60,
         decoder_minutes=3.0,
         phases=(Phase(frames=256, minutes=4.0), Phase(frames=768, minutes=5.5)),
+        variant=Phase(frames=768, minutes=1.5),
+        variant_decoder_minutes=1.0,
         questions=40,
         recognised=8,
         scenes=4,

@@ -182,6 +182,12 @@ class Trainer:
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         return True
 
+    def start_from(self, finished: Path) -> None:
+        """The weights of another run, with optimisers and a schedule of its own."""
+        state = torch.load(finished, weights_only=True)
+        self.mimi.load_state_dict(state["mimi"])
+        self.judge.load_state_dict(state["judge"])
+
     def sound(self, codes: torch.Tensor) -> torch.Tensor:
         """float32 [B, S] of codes int64 [B, K, T], with gradients into the decoder alone."""
         quantizer = self.mimi.quantizer
@@ -252,7 +258,9 @@ def train(arguments: argparse.Namespace) -> None:
     trainer = Trainer(arguments)
     resumed = trainer.resume()
     pairs = Pairs(arguments.bank, trainer.mimi, seed=trainer.step, at_least=arguments.at_least, own=arguments.own)
-    if not resumed:
+    if not resumed and arguments.start is not None:
+        trainer.start_from(arguments.start)
+    elif not resumed:
         codec.scale_to_unit(trainer.mimi, pairs.batch()[1], decoder=True)
         with torch.no_grad():  # the last convolution should start at the loudness of speech
             trainer.mimi.decoder.model[-1].conv.conv.weight.mul_(0.05)
@@ -286,6 +294,7 @@ def main() -> None:
     add_arguments(parser, minutes=60.0)
     parser.add_argument("--own", default=voices.MODEL_VOICE, help="whose voice the model has")
     parser.add_argument("--at-least", type=int, default=20, help="utterances below which a voice is left out")
+    parser.add_argument("--start", type=Path, help="the state of a finished decoder to go on from, in a first run")
     parser.add_argument("--adversarial-from", type=float, default=math.inf)
     train(parser.parse_args())
 

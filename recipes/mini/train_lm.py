@@ -28,6 +28,7 @@ from recipes.mini.text import PADDING
 from recipes.mini.tokens import heard_vocabulary
 
 PEAK_RATE = 1.5e-3
+VARIANT_RATE = 5e-4  # of a model that goes on from a finished one
 FRAMES_PER_STEP = 2048
 DEPTH_SHARE = 0.14
 WORD_WEIGHT = 3.0
@@ -129,6 +130,12 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.elapsed_s = state["step"], state["elapsed_s"]
 
+    def start_from(self, finished: Path) -> None:
+        """The weights of another run, with an optimiser and a schedule of its own."""
+        state = torch.load(finished, weights_only=True)
+        self.lm.load_state_dict(state["lm"])
+        self.listener.load_state_dict(state["listener"])
+
     def losses(self, codes: torch.Tensor, heard: torch.Tensor) -> dict[str, torch.Tensor]:
         """The loss terms and the figures worth watching, all scalars."""
         out = language_model.teacher(self.lm, codes, corrupted(codes), depth_frames(codes))
@@ -170,7 +177,10 @@ def train(arguments: argparse.Namespace) -> None:
     torch.set_flush_denormal(True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(arguments.out)
+    if arguments.start is not None:
+        trainer.start_from(arguments.start)
     trainer.resume()
+    peak = PEAK_RATE if arguments.start is None else VARIANT_RATE
     torch.manual_seed(trainer.step)
     pace = Pace(arguments.minutes, arguments.save_s, spent_s=trainer.elapsed_s)
     schedule = arguments.minutes / (arguments.schedule_minutes or arguments.minutes)
@@ -178,7 +188,7 @@ def train(arguments: argparse.Namespace) -> None:
     if pace.done >= 1:
         return
     for codes, heard in Shards(arguments.shards, uses=arguments.uses, seed=trainer.step).batches():
-        for key, value in _step(trainer, codes, heard, pace.done * schedule).items():
+        for key, value in _step(trainer, codes, heard, peak, pace.done * schedule).items():
             if math.isfinite(value):
                 smooth[key] = 0.95 * smooth.get(key, value) + 0.05 * value
         due = pace.tick()
@@ -194,10 +204,9 @@ def train(arguments: argparse.Namespace) -> None:
     trainer.save()
 
 
-def _step(trainer: Trainer, codes: torch.Tensor, heard: torch.Tensor, done: float) -> dict[str, float]:
-    rate = (
-        PEAK_RATE * min(1.0, (trainer.step + 1) / 150) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
-    )
+def _step(trainer: Trainer, codes: torch.Tensor, heard: torch.Tensor, peak: float, done: float) -> dict[str, float]:
+    warm = min(1.0, (trainer.step + 1) / 150)
+    rate = peak * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
     for group in trainer.optimizer.param_groups:
         group["lr"] = rate
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -219,6 +228,7 @@ def main() -> None:
     parser.add_argument(
         "--schedule-minutes", type=float, help="length of the learning-rate schedule, if longer than this run"
     )
+    parser.add_argument("--start", type=Path, help="the state of a finished model to go on from, in a first run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--uses", type=int, default=4, help="passes over a shard; with 2, writing costs as much")
     train(parser.parse_args())

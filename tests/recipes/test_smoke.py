@@ -101,7 +101,28 @@ def test_every_stage_runs_is_killed_and_goes_on(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "checkpoint.scenes.json").read_text())["silence"]["scenes"] == 1
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert not set(manifest) & set(wordings.heldout()["voices"]["heldout"])
+    _variant_goes_on(tmp_path)
     assert _repository() == before
+
+
+def _variant_goes_on(work: Path) -> None:
+    """Without faults, from the finished model: another language model, the same codec and words."""
+    subprocess.run([*_command("smoke", work), "--clean"], check=True, stdout=subprocess.DEVNULL)
+    clean, finished = work / "checkpoint_clean", work / "checkpoint"
+    same = {p.name: p.read_bytes() == (finished / p.name).read_bytes() for p in clean.iterdir() if p.is_file()}
+    assert not same["model.safetensors"]
+    assert same["mimi.safetensors"]
+    assert same["tokenizer.model"]
+    first = json.loads((work / "lm_clean" / "lm.jsonl").read_text().splitlines()[0])
+    assert first["step"] <= 2, "a variant has a schedule of its own"
+
+
+def test_a_variant_without_the_finished_model_is_refused(tmp_path: Path) -> None:
+    """It says what is missing and trains nothing."""
+    refused = subprocess.run([*_command("smoke", tmp_path), "--clean"], check=False, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "a variant needs the finished model" in refused.stderr
+    assert not (tmp_path / "bank").exists()
 
 
 @pytest.mark.slow
