@@ -51,7 +51,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     swap_live: bool = False
     """Let calls that are under way change to a new adapter when nobody speaks; else they keep theirs to the end."""
     learn: bool = False
-    """Run the learner beside the server, as a process of its own at low priority."""
+    """Run the learner beside the server, as a process of its own at low priority. The next five are passed to it."""
+    judge: str = "none"
+    """Who says what would have been a better answer: `rules`, or the base URL of an OpenAI-compatible endpoint. Without
+    one it learns from timing alone."""
+    judge_model: str = ""
+    """The model's name at that endpoint. Its key is in `DUOLOGUE_JUDGE_KEY`."""
+    answers: tuple[str, ...] = ()
+    """For `rules`: tables of right answers, TOML or JSON."""
+    recogniser: str = "none"
+    """What hears callers' words: a faster-whisper model, or `auto` for the development extra's."""
+    evidence: Literal["users", "turns", "gate"] = "users"
+    """What has to be known before everybody hears an adapter: a test over people, a number of turns where people cannot
+    be told apart, or nothing beyond the gate."""
 
     token_file: Path | None = None
     """Lines `NAME:TOKEN`, as `server.tokens` reads them. With this or with `tokens`, calls need one of the tokens."""
@@ -111,17 +123,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """After SIGTERM, running calls go on for so long."""
 
 
-_NO_FIELDS: Final = tuple(ENVIRONMENT_PREFIX + name for name in ("CONFIG", "URL", "TOKEN"))
-"""Names in the environment that are right but no settings: the file's, and what `duologue` calls and shows."""
+_NO_FIELDS: Final = tuple(ENVIRONMENT_PREFIX + name for name in ("CONFIG", "URL", "TOKEN", "JUDGE_KEY"))
+"""Names in the environment that are right but no settings: the file's, what `duologue` calls and shows, the key of
+the judge."""
 
 _FLAGS: Final = (
     *("checkpoint", "slots", "host", "port", "data_dir", "device", "cache_dtype", "max_speed"),
     *("canary_share", "token_file", "admin_token_file", "tls_cert", "tls_key"),
+    *("judge", "judge_model", "recogniser", "evidence"),
 )
 _SWITCHES: Final = ("learn", "swap_live", "allow_anonymous", "tls_self_signed")
-_LISTS: Final = ("allow_origin", "trusted_proxies")
+_LISTS: Final = ("allow_origin", "trusted_proxies", "answers")
 """In the environment their parts are parted by commas."""
-_REPEATED_FLAGS: Final = ("allow_origin",)
+_REPEATED_FLAGS: Final = ("allow_origin", "answers")
 _SECRETS: Final = ("tokens", "admin_token", "journal_url")
 """Fields whose values no error shows."""
 
@@ -140,6 +154,11 @@ EXPECTED: Final = {
     "max_adapters": "1 to 64 adapters kept ready at once",
     "swap_live": "true or false: whether calls under way change to a new adapter when nobody speaks",
     "learn": "true or false: whether the learner runs beside the server",
+    "judge": "with --learn: rules, none, or the base URL of an OpenAI-compatible endpoint, with /v1",
+    "judge_model": "with --learn: the name of the judge's model at its endpoint",
+    "answers": "with --judge rules: a table of right answers, TOML or JSON; may be given again",
+    "recogniser": "with --learn: a faster-whisper model, none, or auto for the dev extra's if installed",
+    "evidence": "with --learn: users, turns or gate: what lets an adapter go live",
     "token_file": "a file with lines NAME:TOKEN; calls then need one of the tokens",
     "tokens": "NAME:TOKEN, several parted by commas",
     "admin_token_file": "a file with the one token that may change things",

@@ -38,7 +38,10 @@ _SECRETS: Final = ("DUOLOGUE_ADMIN_TOKEN", "DUOLOGUE_TOKENS")
 def learner_of(config: ServerConfig) -> "Learner":
     """Make the learner of a server."""
     command = [sys.executable, "-m", "online_align", "run", "--data-dir", str(config.data_dir)]
-    command += ["--checkpoint", config.checkpoint]
+    command += ["--checkpoint", config.checkpoint, "--evidence", config.evidence]
+    command += ["--judge", config.judge, "--recogniser", config.recogniser]
+    command += ["--judge-model", config.judge_model] if config.judge_model else []
+    command += ["--answers", *config.answers] if config.answers else []
     # The database's URL may hold a password, and whoever is on the machine reads command lines.
     known = {} if config.journal_url is None else {"DUOLOGUE_JOURNAL_URL": config.journal_url}
     return Learner(command, may_start=lambda: exists(config.data_dir, config.journal_url), environment=known)

@@ -17,6 +17,7 @@ def test_the_flags_are_frozen() -> None:
         "--cache-dtype", "--config", "--token-file", "--admin-token-file", "--allow-anonymous", "--allow-origin",
         "--tls-cert", "--tls-key", "--tls-self-signed",
         "--canary-share", "--swap-live", "--learn",
+        "--judge", "--judge-model", "--answers", "--recogniser", "--evidence",
     }  # fmt: skip
 
 
@@ -36,6 +37,11 @@ def test_the_settings_and_their_defaults_are_frozen() -> None:
         "max_adapters": 4,
         "swap_live": False,
         "learn": False,
+        "judge": "none",
+        "judge_model": "",
+        "answers": (),
+        "recogniser": "none",
+        "evidence": "users",
         "token_file": None,
         "tokens": "",
         "admin_token_file": None,
@@ -84,6 +90,7 @@ def test_every_field_can_come_from_the_environment(field: str) -> None:
         "slots": "7",
         "log_level": "debug",
         "cache_dtype": "int8",
+        "evidence": "turns",
         "keepalive_s": "1.5",
         "heartbeat_s": "1.5",
         "canary_share": "0.5",

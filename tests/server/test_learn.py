@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from server.config import ServerConfig
+from online_align.learn_command import parser
+from server.config import ServerConfig, load_config
 from server.learner import Learner, learner_of
 from tests.server.caller import calling, voice
 from tests.server.live import serving, until
@@ -146,6 +147,20 @@ async def test_the_servers_own_waits_for_a_journal_and_ends_with_it(
             await caller.talk(voice(4))
         assert not any("ended with" in line for line in lines(caplog)), lines(caplog)
     assert not is_alive(pid)
+
+
+def test_what_it_is_to_judge_by_is_passed_on() -> None:
+    """From the server's flags to the learner's, as the learner reads them."""
+    flags = ["--learn", "--judge", "rules", "--answers", "a.toml", "--answers", "b.json", "--recogniser", "auto"]
+    config = load_config([*flags, "--evidence", "turns"], {"DUOLOGUE_JUDGE_MODEL": "m", "DUOLOGUE_JUDGE_KEY": "k"})
+    command = learner_of(config)._command
+    asked = parser("run").parse_args(command[command.index("run") + 1 :])
+    assert (asked.judge, asked.judge_model, asked.recogniser, asked.evidence) == ("rules", "m", "auto", "turns")
+    assert asked.answers == [Path("a.toml"), Path("b.json")]
+    plain = learner_of(load_config(["--learn"], {}))._command
+    untold = parser("run").parse_args(plain[plain.index("run") + 1 :])
+    assert (untold.judge, untold.answers, untold.recogniser, untold.evidence) == ("none", [], "none", "users")
+    assert "k" not in command
 
 
 PASSWORD = "correct-horse"
