@@ -1,210 +1,191 @@
 """What a GPU really does: kernels, the recorded step against the `moshi` package's modules, and swaps under load.
 
-    python -m benchmarks.gpu --json > gpu.json
+    python -m benchmarks.gpu --out gpu.json
 
-Where `kernels.roofline` says "modelled", this says "measured": run it on the card in question and keep the JSON. The
-model is the embedded one, a folder, `hf:owner/name`, or `random-7b`: Moshi's real sizes with random weights, which
-needs no download and costs what the real one costs. Without a GPU there is nothing to measure and it says so.
+Where `kernels.roofline` says "modelled", this says "measured": run it once on the card in question and keep the file.
+It takes ten minutes at most (`--minutes`). Each part is a process of its own with a limit of its own, and the file is
+written anew after every part: what fails, hangs or is killed costs its own part and no other, and stands in the file as
+that. The most telling parts come first. The model is `random-7b` (Moshi's real sizes with random weights, which needs
+no download and costs what the real one costs), the embedded one, a folder or `hf:owner/name`. Without a GPU there is
+nothing to measure, and it says so.
+
+Exit status: 0 when every part ran, 1 when one did not, 2 without a GPU.
 """
 
 import argparse
-import statistics
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Final, Literal
 
+import msgspec
 import torch
-from moshi.models import loaders
-from torch import nn
 
-from benchmarks.gpu_kernels import sweep
-from benchmarks.report import Row, compare, note, parser, publish
+from benchmarks.gpu_parts import Device, arguments
+from benchmarks.report import BenchmarkReport, Row, note, publish, this_machine
 from kernels import dialect
-from kernels.cpu import LowRank
-from kernels.roofline import MINI, MOSHI_7B, Model
-from server.engine import SamplingParams
-from server.engine.checkpoint import Checkpoint, load_checkpoint
-from server.engine.cuda import KernelStep
-from server.engine.frames import FrameStep
-from server.engine.upstream import UpstreamStep
 
-__all__ = ["main"]
+__all__ = ["GpuReport", "Part", "main", "plan", "run_part"]
 
-_RANDOM: Final = "random-7b"
-_FRAME_MS: Final = 80.0
-_WARM_UPS: Final = 3
-_AGE: Final = 562
-_RANK: Final = 16
+_FAILED: Final = 1
 _NO_GPU: Final = 2
+_SHORTEST_S: Final = 20.0
+"""A part with less time than this is not begun: importing and loading take as long."""
+_LIMIT_S: Final = {"device": 60.0, "check": 150.0, "kernels": 120.0, "ticks": 120.0, "swaps": 120.0}
+_LINES_KEPT: Final = 4
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print. Returns 0, or 2 where there is no GPU."""
-    options = parser("gpu", __doc__)
-    options.set_defaults(checkpoint=_RANDOM)
-    options.add_argument("--rows", type=int, nargs="+", default=[1, 16, 32, 64], metavar="N", help="widths")
-    options.add_argument(
-        "--ages", type=int, nargs="+", default=[50, 562, 2999], metavar="N", help="of calls, in frames"
-    )
-    options.add_argument("--ticks", type=int, default=300, metavar="N", help="measured of each kind (%(default)s)")
-    options.add_argument("--swaps", type=int, default=50, metavar="N", help="adapters written (%(default)s)")
-    given = options.parse_args(arguments)
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one part."""
+
+    name: str
+    status: Literal["ok", "failed", "timed out", "skipped"]
+    seconds: float
+    rows: int
+    """Figures that it gave, whatever became of it."""
+    problem: str = ""
+
+
+class GpuReport(BenchmarkReport, frozen=True, kw_only=True):
+    """The whole output."""
+
+    device: Device | None
+    parts: list[Part]
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True):
+    row: Row | None = None
+    device: Device | None = None
+
+
+class _Found(msgspec.Struct, kw_only=True):
+    """What the parts have given so far. A figure that comes again replaces the one before."""
+
+    rows: dict[str, Row]
+    parts: list[Part]
+    device: Device | None = None
+
+    def report(self) -> GpuReport:
+        return GpuReport(
+            benchmark="gpu", machine=this_machine(), rows=list(self.rows.values()), device=self.device, parts=self.parts
+        )
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Measure, write and print. Returns the exit status."""
+    options = _parser().parse_args(given)
     if not torch.cuda.is_available() and not dialect.INTERPRETED:
-        note("no GPU was found: expected one that torch can use; run this on the machine whose figures are wanted")
+        note(
+            "no GPU was found: expected one that this torch can use (torch "
+            f"{torch.__version__}, built for CUDA {torch.version.cuda or 'not at all'}); run this on the machine whose "
+            "figures are wanted, with torch's CUDA build. `python -m kernels.roofline` models figures without a GPU."
+        )
         return _NO_GPU
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    publish("gpu", list(_measured(given, device)), as_json=given.json)
-    return 0
+    found = _Found(rows={}, parts=[])
+    ends = time.monotonic() + 60 * options.minutes
+    for name, rows in plan(options.rows, options.parts):
+        part = run_part(name, rows, options, found, limit_s=min(_LIMIT_S[name], ends - time.monotonic()))
+        found.parts.append(part)
+        note(f"{part.name}: {part.status}, {part.rows} figures in {part.seconds:.0f} s. {part.problem}".rstrip(". "))
+        _write(options.out, found.report())
+    report = found.report()
+    if options.json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        publish("gpu", report.rows, as_json=False)
+    return 0 if all(part.status == "ok" for part in report.parts) else _FAILED
 
 
-def _measured(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    if device.type == "cuda":
-        card = torch.cuda.get_device_properties(device)
-        note(f"{card.name}, {card.total_memory / 1e9:.0f} GB")
-        yield compare("gpu_memory_gb", card.total_memory / 1e9, "GB", better="higher", remark=card.name)
-    yield from sweep(_sizes(given.checkpoint), device, rows=given.rows, ages=given.ages, repeats=min(100, given.ticks))
-    for rows in given.rows:
-        yield from _ticks(given, device, rows)
-    yield from _swaps(given, device, max(given.rows))
+def plan(rows: Sequence[int], parts: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Which parts at which widths, the most telling first."""
+    middle = rows[len(rows) // 2]
+    others = [each for each in rows if each not in (rows[0], middle)]
+    ticks = [rows[0], *([middle] if middle != rows[0] else [])]
+    steps = [("device", 1), ("check", 2), *(("ticks", each) for each in ticks), ("swaps", middle), ("kernels", 1)]
+    steps += [("ticks", each) for each in others]
+    return ((name, width) for name, width in steps if name in parts)
 
 
-def _sizes(checkpoint: str) -> Model:
-    return MOSHI_7B if checkpoint == _RANDOM or checkpoint.startswith("hf:") else MINI
+def run_part(name: str, rows: int, options: argparse.Namespace, found: _Found, *, limit_s: float) -> Part:
+    """Run one part in a process of its own for at most `limit_s` seconds, and take its figures as they come."""
+    called = f"{name} of {rows} rows" if name in {"ticks", "swaps"} else name
+    if limit_s < _SHORTEST_S:
+        return Part(name=called, status="skipped", seconds=0.0, rows=0, problem="no time was left for it")
+    began, before = time.monotonic(), len(found.rows)
+    out_of_time = threading.Event()
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
+        subprocess.Popen(_command(name, rows, options), stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+    ):
+
+        def stop() -> None:
+            out_of_time.set()
+            child.kill()
+
+        timer = threading.Timer(limit_s, stop)
+        timer.start()
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                _take(line, found)
+            status = child.wait()
+        finally:
+            timer.cancel()
+            child.kill()
+        seconds, taken = time.monotonic() - began, len(found.rows) - before
+        if out_of_time.is_set():
+            problem = f"stopped after {limit_s:.0f} s"
+            return Part(name=called, status="timed out", seconds=seconds, rows=taken, problem=problem)
+        if status:
+            problem = f"exit status {status}: {_last_words(errors)}"
+            return Part(name=called, status="failed", seconds=seconds, rows=taken, problem=problem)
+    return Part(name=called, status="ok", seconds=seconds, rows=taken)
 
 
-def _checkpoint(source: str, device: torch.device) -> Checkpoint:
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    if source != _RANDOM:
-        return load_checkpoint(source, device=device, dtype=dtype)
-    lm = loaders.get_moshi_lm(None, None, device=device, dtype=dtype).eval()
-    mimi = loaders.get_mimi(None, None, device=device).eval()
-    return Checkpoint(
-        name=_RANDOM, lm_path=Path(_RANDOM), lm=lm, mimi=mimi, text_tokenizer=None, sampling=SamplingParams()
-    )
+def _last_words(errors: IO[str]) -> str:
+    errors.seek(0)
+    lines = [line.strip() for line in errors if line.strip()]
+    return " | ".join(lines[-_LINES_KEPT:])
 
 
-def _ticks(given: argparse.Namespace, device: torch.device, rows: int) -> Iterator[Row]:
-    """Ours and upstream's at one width, one after the other: two 7 B models and their rings may not fit at once."""
-    ours = _tick_seconds(KernelStep(_checkpoint(given.checkpoint, device), rows, device), given, rows, device)
-    _give_back(device)
-    theirs: list[float] = []
-    remark = ""
+def _take(line: str, found: _Found) -> None:
+    """Anything else that a library prints is not ours."""
     try:
-        theirs = _tick_seconds(UpstreamStep(_checkpoint(given.checkpoint, device), rows, device), given, rows, device)
-    except torch.OutOfMemoryError:
-        remark = "upstream's rings do not fit"
-    _give_back(device)
-    for name, share in (("p50", 0.5), ("p99", 0.99)):
-        peer = 1000 * _quantile(theirs, share) if theirs else None
-        yield compare(
-            f"tick_{name}_ms_rows_{rows}",
-            1000 * _quantile(ours, share),
-            "ms",
-            better="lower",
-            peer="moshi",
-            peer_value=peer,
-            goal=_FRAME_MS if name == "p99" else None,
-            remark=remark,
-        )
+        made = msgspec.json.decode(line, type=_Line)
+    except msgspec.MsgspecError:
+        return
+    if made.row is not None:
+        found.rows[made.row.name] = made.row
+    found.device = made.device or found.device
 
 
-def _tick_seconds(step: FrameStep, given: argparse.Namespace, rows: int, device: torch.device) -> list[float]:
-    """Seconds of each whole tick, sound in to sound on the host, of calls `_AGE` frames old."""
-    _open(step, rows)
-    return _stepped(step, rows, given.ticks, device)
+def _command(name: str, rows: int, options: argparse.Namespace) -> list[str]:
+    command = [sys.executable, "-u", "-m", "benchmarks.gpu_parts", name, "--rows", str(rows)]
+    command += ["--checkpoint", options.checkpoint, "--widths", *map(str, options.rows)]
+    command += ["--ages", *map(str, options.ages), "--age", str(options.age), "--ticks", str(options.ticks)]
+    return [*command, "--swaps", str(options.swaps), "--measure-s", str(options.measure_s)]
 
 
-def _open(step: FrameStep, rows: int, adapter: int = 0) -> None:
-    for row in range(rows):
-        step.open(row, SamplingParams(), adapter, row)
-        step.age(row, _AGE)
+def _write(out: Path, report: GpuReport) -> None:
+    """The file is whole at any moment."""
+    new = out.with_name(out.name + ".new")
+    new.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    new.replace(out)
 
 
-def _stepped(step: FrameStep, rows: int, ticks: int, device: torch.device) -> list[float]:
-    pcm = 0.1 * torch.randn(rows, _frame_size(step))
-    moving = torch.ones(rows, dtype=torch.bool)
-    seconds = []
-    for tick in range(_WARM_UPS + ticks):
-        began = time.perf_counter()
-        step.step(pcm, moving)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if tick >= _WARM_UPS:
-            seconds.append(time.perf_counter() - began)
-    return seconds
-
-
-def _frame_size(step: FrameStep) -> int:
-    mimi: Any = step._codec._mimi  # type: ignore[attr-defined] # noqa: SLF001 - both steps have one
-    return int(mimi.frame_size)
-
-
-def _swaps(given: argparse.Namespace, device: torch.device, rows: int) -> Iterator[Row]:
-    """Windows in which a thread writes adapters beside the step, between windows in which none does."""
-    checkpoint = _checkpoint(given.checkpoint, device)
-    step = KernelStep(checkpoint, rows, device, max_adapters=2, max_rank=_RANK)
-    bank = step.adapters
-    bank.write(1, _adapter(checkpoint.lm), 2.0)
-    _open(step, rows, adapter=1)
-    quiet: list[float] = []
-    busy: list[float] = []
-    flips: list[float] = []
-    windows = max(1, min(10, given.swaps))
-    for window in range(windows):
-        quiet += _stepped(step, rows, max(1, given.ticks // windows), device)
-        swaps = given.swaps // windows + (window < given.swaps % windows)
-        writing = threading.Thread(target=_write, args=(bank, _adapter(checkpoint.lm), swaps))
-        writing.start()
-        while writing.is_alive():
-            busy += _stepped(step, rows, 1, device)
-        writing.join()
-        flips += [_flip(step, row, 1 + window % 2) for row in range(rows)]
-    late_quiet, late_busy = (sum(1000 * each > _FRAME_MS for each in found) for found in (quiet, busy))
-    expected = late_quiet / len(quiet) * len(busy)
-    peer, remark = "windows without", f"{len(busy)} and {len(quiet)} ticks"
-    yield compare("swaps", given.swaps, "adapters", better="higher")
-    yield compare("late_frames_caused", max(0.0, late_busy - expected), "ticks", better="lower", goal=0, remark=remark)
-    values = 1000 * _quantile(busy, 0.99), 1000 * _quantile(quiet, 0.99)
-    yield compare("tick_p99_ms_while_swapping", values[0], "ms", better="lower", peer=peer, peer_value=values[1])
-    yield compare("flip_ms_max", 1000 * max(flips), "ms", better="lower")
-
-
-def _write(bank: Any, parts: dict[str, LowRank], count: int) -> None:
-    for _ in range(count):
-        bank.write(2, parts, 2.0)
-
-
-def _flip(step: KernelStep, row: int, adapter: int) -> float:
-    began = time.perf_counter()
-    step.use_adapter(row, adapter)
-    seconds = time.perf_counter() - began
-    step.use_adapter(row, 1)  # place 2 is written next: nobody may use it then
-    return seconds
-
-
-def _adapter(lm: nn.Module) -> dict[str, LowRank]:
-    """A small random adapter of every linear layer, on the host, as it comes from a file."""
-    return {
-        name: LowRank(
-            torch.randn(_RANK, module.in_features) / module.in_features**0.5,
-            1e-3 * torch.randn(module.out_features, _RANK),
-        )
-        for name, module in lm.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    return (
-        statistics.quantiles(values, n=1000, method="inclusive")[round(1000 * share) - 1] if values[1:] else values[0]
-    )
-
-
-def _give_back(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def _parser() -> argparse.ArgumentParser:
+    first_line = (__doc__ or "").partition("\n")[0]
+    parser = arguments(argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=first_line))
+    parser.add_argument("--json", action="store_true", help="print one JSON object last instead of a table")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="written after every part (%(default)s)")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 32, 64], metavar="N", help="callers in a tick")
+    parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="longest for all parts (%(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=sorted(_LIMIT_S), default=sorted(_LIMIT_S), help="which parts")
+    return parser
 
 
 if __name__ == "__main__":
