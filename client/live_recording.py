@@ -6,12 +6,11 @@ call. It knows blocks and a file. Shapes: float32 [samples] at 24 kHz.
 
 import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 
-from client.sound import SAMPLE_RATE_HZ, CallWriter, Pcm
+from client.sound import SAMPLE_RATE_HZ, CallWriter, Closing, Pcm
 
 __all__ = ["LiveRecording"]
 
@@ -19,7 +18,7 @@ _APART: Final = SAMPLE_RATE_HZ
 """A side that is so far behind has stopped, as a microphone does that was unplugged: silence takes its place."""
 
 
-class LiveRecording:
+class LiveRecording(Closing):
     """Writes as the call goes on. Without a path it does nothing. `said` and `played` may come from two threads."""
 
     def __init__(self, path: Path | None) -> None:
@@ -55,11 +54,3 @@ class LiveRecording:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -5,16 +5,14 @@ Any of the files may be left out. Sound goes to disk as it comes; only one level
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from client.activity import HOP_S, LevelMeter, Turn, speech_spans, turns
-from client.sound import CallWriter, Pcm, WavWriter
+from client.sound import CallWriter, Closing, Pcm, WavWriter
 
 __all__ = ["Recording"]
 
 
-class Recording:
+class Recording(Closing):
     """Both sides of a call, each appended in its own time. Close it (or use `with`) to finish the files."""
 
     def __init__(self, *, reply: Path | None = None, call: Path | None = None) -> None:
@@ -57,11 +55,3 @@ class Recording:
         for writer in (self._reply, self._call):
             if writer:
                 writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

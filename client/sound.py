@@ -3,11 +3,11 @@
 Shapes: a frame is float32 [FRAME_SIZE] in -1..1. This module knows nothing of sockets.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
@@ -17,7 +17,17 @@ import soxr
 
 from client.errors import SoundFileError
 
-__all__ = ["FRAME_S", "FRAME_SIZE", "SAMPLE_RATE_HZ", "CallWriter", "Channel", "Pcm", "WavWriter", "read_frames"]
+__all__ = [
+    "FRAME_S",
+    "FRAME_SIZE",
+    "SAMPLE_RATE_HZ",
+    "CallWriter",
+    "Channel",
+    "Closing",
+    "Pcm",
+    "WavWriter",
+    "read_frames",
+]
 
 SAMPLE_RATE_HZ = 24_000
 FRAME_SIZE = 1_920
@@ -94,7 +104,21 @@ class _FrameCutter:
             yield np.pad(self._left_over, (0, FRAME_SIZE - len(self._left_over)))
 
 
-class WavWriter:
+class Closing(ABC):
+    """Something that is closed at the end of a block, however that ends."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what was begun."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class WavWriter(Closing):
     """Writes 24 kHz 16-bit WAV block by block: float32 [samples] or [samples, channels]."""
 
     def __init__(self, path: Path, *, channels: int = 1) -> None:
@@ -112,14 +136,6 @@ class WavWriter:
     def close(self) -> None:
         """Finish the header and the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class CallWriter(WavWriter):

@@ -248,7 +248,7 @@ async def test_lost_time_now_and_then_is_survived_on_one_connection() -> None:
         figures = talk.jitter.figures()
         assert talk.state.reconnected == 0
         assert figures.dropped_ms == 0
-        assert figures.waiting_ms <= 400
+        assert figures.waiting_ms <= 1000, "the most it ever holds"
         assert talk.jitter.put_samples >= 130 * FRAME
 
 

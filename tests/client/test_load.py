@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from client.load.figures import summarise
 from client.load.party import Plan, run_party
 from client.load.report import LoadReport, sentences
 from client.load.script import read_script
+from server.protocol import FRAME_MS
 from tests.client.stage import Script, Stage, answering, silence, staged
 
 QUESTION = Path(__file__).parent.parent / "assets" / "speech" / "demo_2.opus"
@@ -35,22 +37,23 @@ async def load(script: Script, *, callers: int = 2, seconds: float = 2.0, **habi
     return report
 
 
-def slowly(wait_s: float, *, model: int = 1) -> Script:
-    """A server that answers every frame so much later, in order."""
+def slowly(wait_s: float, took_s: list[float], *, model: int = 1) -> Script:
+    """A server that answers every frame so much later, in order, and notes how much later that really was."""
 
     async def script(stage: Stage) -> None:
         await stage.ready()
         late: set[asyncio.Task[None]] = set()
 
-        async def reply() -> None:
+        async def reply(heard_at: float) -> None:
             await asyncio.sleep(wait_s)
             await stage.speak(silence())
+            took_s.append(time.monotonic() - heard_at)
 
         count = 0
         while True:
             await stage.hear()
             if count >= model:
-                late.add(asyncio.create_task(reply()))
+                late.add(asyncio.create_task(reply(time.monotonic())))
             count += 1
 
     return script
@@ -70,13 +73,15 @@ async def test_a_quick_server_adds_next_to_nothing() -> None:
 
 
 @pytest.mark.parametrize(("wait_s", "model"), [(0.05, 1), (0.12, 1), (0.05, 2)])
-async def test_what_a_server_adds_is_measured_to_the_millisecond(wait_s: float, model: int) -> None:
-    report = await load(slowly(wait_s, model=model))
+async def test_what_a_server_adds_is_told_from_the_models_own_delay(wait_s: float, model: int) -> None:
+    """To less than the frame by which a wrong model's delay would differ; more is not known on a busy machine."""
+    took_s: list[float] = []
+    report = await load(slowly(wait_s, took_s, model=model))
     assert report.model_delay_frames == model
     assert report.delay_ms is not None
     assert report.own_delay_ms is not None
     assert 1000 * wait_s <= report.delay_ms.p50
-    assert report.own_delay_ms.p50 <= 1000 * wait_s + 20
+    assert report.own_delay_ms.p50 < 1000 * max(took_s) + FRAME_MS
     assert report.frames.missing == 0
 
 
