@@ -1,5 +1,6 @@
 """The whole GPU path on a CPU: a tiny model's frames through every kernel, token for token as on the reference path."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from server.engine.params import SamplingParams
 from server.engine.sampling import RowSampling
 from server.engine.upstream import UpstreamStep
 from server.errors import EngineError
+from tests.engine.lora import tensors, write_adapter
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 pytestmark = pytest.mark.timeout(300)  # the interpreter shares its core with whatever else runs
@@ -108,13 +110,45 @@ def test_every_rows_own_adapter(folder: Path) -> None:
     assert all(torch.equal(got.tokens_BK[0], want.tokens_BK[0]) for got, want in zip(ours, plain, strict=True))
 
 
-def test_an_int8_ring_stays_close(folder: Path) -> None:
-    """Log-probabilities move by less than a tenth while both have said the same."""
+def test_an_int8_ring_stays_close_and_reads_nothing_unwritten(folder: Path) -> None:
+    """It begins as poison: 77 in every slot, NaN in every scale. Log-probabilities move by less than a tenth.
+
+    Each written slot has a scale of its own in each head, by which its largest number is 127.
+    """
     plan = [(True, False)] * 4
     pcm = frames(loaded(folder), len(plan))
-    ours = converse(KernelStep(loaded(folder), ROWS, CPU, kept=torch.int8), pcm, plan)
+    step = KernelStep(loaded(folder), ROWS, CPU, kept=torch.int8)
+    rings = step.language._rings._rings
+    with torch.inference_mode():
+        for k, v, *scales in rings:
+            for kept in (k, v):
+                kept.fill_(77)
+            for scale in scales:
+                assert scale is not None
+                scale.fill_(torch.nan)
+    ours = converse(step, pcm, plan)
     theirs = converse(UpstreamStep(loaded(folder), ROWS, CPU), pcm, plan)
     assert (ours[1].logprob_B[0] - theirs[1].logprob_B[0]).abs() < 0.1
+    assert all(stepped.logprob_B[0].isfinite() for stepped in ours[1:])
+    for k, v, *scales in rings:
+        for kept, scale in zip((k, v), scales, strict=True):
+            assert scale is not None
+            assert scale[1].isnan().all(), "a row that stands still"
+            assert scale[0, :, len(plan) :].isnan().all()
+            assert (kept[0, :, len(plan) :] == 77).all()
+            written = scale[0, :, : len(plan)].flatten().tolist()
+            assert len(set(written)) == len(written)
+            assert (kept[0, :, : len(plan)].abs().amax(-1) == 127).all()
+
+
+@pytest.mark.parametrize("kept", [torch.float16, torch.float32])
+def test_a_ring_may_have_another_type_than_the_model(folder: Path, kept: torch.dtype) -> None:
+    plan = [(True, True)] * 3
+    pcm = frames(loaded(folder), len(plan))
+    ours = converse(KernelStep(loaded(folder), ROWS, CPU, kept=kept), pcm, plan)
+    theirs = converse(UpstreamStep(loaded(folder), ROWS, CPU), pcm, plan)
+    allowed = 1e-4 if kept == torch.float32 else 1e-2
+    assert torch.allclose(ours[1].logprob_B, theirs[1].logprob_B, atol=allowed)
 
 
 def test_sampling_is_the_reference_paths() -> None:
@@ -155,10 +189,26 @@ def test_refusals(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         KernelStep(loaded(folder), ROWS, CPU)
 
 
-def test_kernels_are_taken_on_request_and_refused_where_they_cannot_serve(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert Engine.load(folder, slots=ROWS, device="cpu", work="kernels").work == "kernels"
+def test_the_engines_door_on_kernels(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by name: an adapter from its file changes what a row says, as it does in the compiled step."""
+    adapter = write_adapter(tmp_path / "adapter", folder, tensors(folder, seed=2, only="transformer."))
+    said = {}
+    for work in ("kernels", "native"):
+        engine = Engine.load(folder, slots=ROWS, device="cpu", work=work, max_adapters=1)
+        assert (engine.work, engine.adapter_places, engine.cache_dtype) == (work, 1, "fp32")
+        pauses: list[int] = []
+        number = engine.load_adapter(adapter, pause=partial(pauses.append, 1))
+        assert len(pauses) > len(engine.adapter_layers)
+        engine.open(0, GREEDY, seed=1)
+        engine.open(1, GREEDY, adapter=number, seed=1)
+        pcm = frames(loaded(folder), 3)[:, :1].expand(-1, ROWS, -1)
+        said[work] = torch.stack(
+            [engine.step(frame.clone(), torch.ones(ROWS, dtype=torch.bool)).tokens for frame in pcm]
+        )
+        engine.use_adapter(1, None)
+        engine.drop_adapter(number)
+    assert torch.equal(said["kernels"], said["native"])
+    assert not torch.equal(said["kernels"][:, 0], said["kernels"][:, 1])
     monkeypatch.setattr(dialect, "PRESENT", False)
     with pytest.raises(EngineError, match="without Triton"):
         Engine.load(folder, slots=ROWS, device="cpu", work="kernels")
