@@ -55,6 +55,7 @@ def _rings() -> list[Variant]:
     return [
         *(_ring(f"{cache}-q1", cache, cache, **moshi) for cache in ("bf16", "fp16", "fp32")),
         _ring("int8-q1", "bf16", "int8", **moshi),
+        *(_ring(f"bf16-in-{cache}-q1", "bf16", cache, **moshi) for cache in ("fp16", "fp32")),
         _ring("fp32-q2", "fp32", "fp32", **mimi),
         _ring("bf16-q2", "bf16", "bf16", **mimi),
         _ring("int8-q2", "bf16", "int8", **mimi),
@@ -62,7 +63,7 @@ def _rings() -> list[Variant]:
 
 
 def _merges(model: str) -> list[Variant]:
-    """What follows the ring in one attention, and the depth transformer's own."""
+    """What follows the ring in one attention, the codec's in float32 too, and the depth transformer's own."""
     partials = {"partial": "*fp32", "weight": "*fp32", "moving": "*i1", "out": _TYPES[model]}
     depth = dict.fromkeys(("qkv", "k", "v", "out"), _TYPES[model]) | {"moving": "*i1", "position": "i32"}
     return [
@@ -76,6 +77,12 @@ def _merges(model: str) -> list[Variant]:
             name=f"combine/{model}-q2",
             kernel=merge.combine_kernel,
             types=partials,
+            constants={"T": 2, "H": 8, "D": 64, "P": ring.SPLITS, "WIDE": 64},
+        ),
+        Variant(
+            name="combine/fp32-q2",
+            kernel=merge.combine_kernel,
+            types=partials | {"out": _TYPES["fp32"]},
             constants={"T": 2, "H": 8, "D": 64, "P": ring.SPLITS, "WIDE": 64},
         ),
         Variant(

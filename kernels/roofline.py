@@ -6,7 +6,8 @@
 
 Each part of a tick moves bytes and does operations. Its time is the longer of the two at `ATTAINED` of the card's peak
 (Williams et al., *Roofline*, 2009), plus `LAUNCH_S` for every kernel of a CUDA graph; parts follow one another. What
-is not in it: the codec's own time beyond its bytes, the host, and whatever a GPU does worse than its data sheet says.
+is not in it: the codec's convolutions beyond their bytes, the host, and whatever a GPU does worse than its data sheet
+says.
 Stock is the `moshi` package's attention, which reads every slot of every ring whatever the call's age; its masks and
 copies are not counted, so the comparison favours it.
 
@@ -24,7 +25,20 @@ import msgspec
 
 from kernels.ring_decode import LEAST, SPLITS, TILE, TILE_INT8
 
-__all__ = ["CARDS", "MINI", "MOSHI_7B", "Card", "Model", "Part", "fits", "main", "parts", "ring_bytes", "tick_s"]
+__all__ = [
+    "CARDS",
+    "MINI",
+    "MOSHI_7B",
+    "Card",
+    "Model",
+    "Part",
+    "codec_ring_bytes",
+    "fits",
+    "main",
+    "parts",
+    "ring_bytes",
+    "tick_s",
+]
 
 ATTAINED: Final = 0.7
 """Share of the peak that is planned with; well-written kernels reach it."""
@@ -34,6 +48,9 @@ FRAME_S: Final = 0.08
 FRAMES_PER_S: Final = 12.5
 RESERVED: Final = 0.08
 """Share of a card's memory for the driver, the graph's temporaries and fragmentation."""
+CODEC_POSITIONS: Final = 2
+"""Of each of the codec's transformers in one frame."""
+CODEC_BYTES: Final = 4
 _PARTIAL: Final = 4
 _AGES: Final = (("45 s", 562), ("4 min", 3000))
 
@@ -56,19 +73,27 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     card: int
     bytes: int
     codec_weight_bytes: int
-    codec_row_bytes: int
-    """A row's rings in the codec, read whole by upstream's modules."""
+    codec_dim: int
+    codec_layers: int
+    """Of each of its two transformers."""
+    codec_context: int
+    """Positions that they see; a frame brings `CODEC_POSITIONS`. Their rings are float32."""
+
+    @property
+    def codec_row_bytes(self) -> int:
+        """A row's rings in the codec."""
+        return 2 * self.codec_layers * 2 * self.codec_context * self.codec_dim * CODEC_BYTES
 
 
 MOSHI_7B: Final = Model(
     name="Moshi 7B", dim=4096, heads=32, layers=32, hidden=11264, context=3000, text_card=32000, audio_codebooks=16,
     depth_dim=1024, depth_layers=6, depth_hidden=2816, depth_steps=8, card=2048, bytes=2,
-    codec_weight_bytes=4 * 79_300_000, codec_row_bytes=2 * 8 * 2 * 250 * 512 * 4,
+    codec_weight_bytes=4 * 79_300_000, codec_dim=512, codec_layers=8, codec_context=250,
 )  # fmt: skip
 MINI: Final = Model(
     name="mini", dim=256, heads=8, layers=6, hidden=672, context=750, text_card=640, audio_codebooks=12,
     depth_dim=128, depth_layers=2, depth_hidden=256, depth_steps=6, card=512, bytes=2,
-    codec_weight_bytes=4 * 1_700_000, codec_row_bytes=2 * 2 * 2 * 50 * 128 * 4,
+    codec_weight_bytes=4 * 1_700_000, codec_dim=128, codec_layers=2, codec_context=50,
 )  # fmt: skip
 
 
@@ -124,6 +149,18 @@ def ring_bytes(model: Model, age: int, *, int8: bool = False) -> RingBytes:
     return RingBytes(moved=needed + model.heads * (partials + angles), needed=needed, stock=stock)
 
 
+def codec_ring_bytes(model: Model, age: int) -> RingBytes:
+    """The same of one row in one layer of one of the codec's transformers, two positions a step."""
+    number = model.codec_dim * CODEC_BYTES
+    slots, new = model.codec_context, CODEC_POSITIONS
+    filled = min(new * age, slots)
+    given = 4 * new * number
+    needed = 2 * (min(filled, slots - new) + new) * number + given
+    span = -(-max(-(-filled // SPLITS), LEAST) // TILE) * TILE
+    partials = 2 * max(1, -(-filled // span)) * new * model.codec_dim * _PARTIAL
+    return RingBytes(moved=needed + partials, needed=needed, stock=2 * (slots + new) * number + given)
+
+
 def _weights(model: Model) -> dict[str, int]:
     """Numbers that every tick reads once, whoever talks."""
     temporal = model.layers * (4 * model.dim**2 + 3 * model.dim * model.hidden)
@@ -164,8 +201,17 @@ def parts(model: Model, ages: Sequence[int], *, int8: bool = False, stock: bool 
             kernels=small,
         )
     )
-    codec = model.codec_weight_bytes + rows * model.codec_row_bytes
-    made.append(Part(name="codec (bytes only)", bytes=codec, operations=0, kernels=0))
+    layers = 2 * model.codec_layers
+    codec = [codec_ring_bytes(model, age) for age in ages]
+    made.append(
+        Part(
+            name="codec rings",
+            bytes=layers * sum(ring.stock if stock else ring.moved for ring in codec),
+            operations=layers * rows * CODEC_POSITIONS * 4 * model.codec_context * model.codec_dim,
+            kernels=2 * layers,
+        )
+    )
+    made.append(Part(name="codec weights (bytes only)", bytes=model.codec_weight_bytes, operations=0, kernels=0))
     return made
 
 

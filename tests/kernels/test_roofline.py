@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from moshi.models import loaders
@@ -15,12 +16,13 @@ from torch import Tensor
 from kernels import ring_decode as module
 from kernels import roofline
 from kernels.ring_decode import ring_decode
-from kernels.roofline import CARDS, MINI, MOSHI_7B, Model, fits, in_time, ring_bytes, tick_s
+from kernels.roofline import CARDS, MINI, MOSHI_7B, Model, codec_ring_bytes, fits, in_time, ring_bytes, tick_s
 from kernels.rope import rope_table
 from tests.kernels.interpreter import interpreter
 
 DOCS = Path(__file__).parents[2] / "docs"
 CHECKPOINT = Path(__file__).parents[2] / "server" / "checkpoints" / "mini" / "config.json"
+CODEC = CHECKPOINT.with_name("mimi_config.json")
 
 
 def gate_width(dim: int, feed_forward: int) -> int:
@@ -28,22 +30,25 @@ def gate_width(dim: int, feed_forward: int) -> int:
     return 21 * dim // 8 if feed_forward == 4 * dim else 2 * feed_forward // 3
 
 
-def check(model: Model, config: dict[str, Any]) -> None:
+def check(model: Model, config: dict[str, Any], codec: dict[str, Any]) -> None:
     assert (model.dim, model.heads, model.layers) == (config["dim"], config["num_heads"], config["num_layers"])
     assert model.hidden == gate_width(model.dim, int(config["hidden_scale"] * model.dim))
     assert (model.context, model.text_card, model.card) == (config["context"], config["text_card"], config["card"])
     assert (model.audio_codebooks, model.depth_steps) == (config["n_q"], config["dep_q"])
     assert (model.depth_dim, model.depth_layers) == (config["depformer_dim"], config["depformer_num_layers"])
     assert model.depth_hidden == gate_width(model.depth_dim, config["depformer_dim_feedforward"])
+    transformer = codec["transformer"]
+    assert (model.codec_dim, model.codec_layers) == (transformer["d_model"], transformer["num_layers"])
+    assert model.codec_context == transformer["context"]
 
 
 def test_the_models_are_the_real_ones() -> None:
-    check(MOSHI_7B, loaders._lm_kwargs)
+    check(MOSHI_7B, loaders._lm_kwargs, loaders._mimi_config)
 
 
 @pytest.mark.mini
 def test_mini_is_the_embedded_model() -> None:
-    check(MINI, json.loads(CHECKPOINT.read_text()))
+    check(MINI, json.loads(CHECKPOINT.read_text()), json.loads(CODEC.read_text()))
 
 
 @contextmanager
@@ -95,6 +100,24 @@ def test_the_kernel_loads_every_valid_number_once_and_no_other(age: int, int8: b
     one_head = Model(**{name: getattr(MOSHI_7B, name) for name in MOSHI_7B.__struct_fields__} | {
         "dim": width, "heads": 1, "context": slots})  # fmt: skip
     assert ring_bytes(one_head, age, int8=int8).needed == sum(moved.values()) + 4 * width * 2
+
+
+@pytest.mark.parametrize("age", [0, 1, 9, 10, 11, 4000])
+def test_so_it_does_for_the_codecs_two_positions(age: int) -> None:
+    slots, width = 20, 16
+    rings = [torch.zeros(1, 1, slots, width) for _ in "kv"]
+    offset, moving = torch.tensor([2 * age]), torch.ones(1, dtype=torch.bool)
+    partial, weight = torch.zeros(1, 1, module.SPLITS, 2, width), torch.zeros(1, 1, module.SPLITS, 2)
+    with counted(*rings) as moved:
+        table = rope_table(offset, 2, width)
+        ring_decode(
+            torch.randn(1, 2, 3, 1, width), *table, rings[0], rings[1], None, None, offset, moving, partial, weight
+        )
+    model = msgspec.structs.replace(MOSHI_7B, codec_dim=width, codec_context=slots)
+    ring = codec_ring_bytes(model, age)
+    assert ring.needed == sum(moved.values()) + 2 * 4 * width * 4
+    assert ring.needed <= ring.moved
+    assert ring.moved <= ring.stock or age > 8
 
 
 @pytest.mark.parametrize("int8", [False, True])
