@@ -1,4 +1,4 @@
-"""The gate: whether an adapter may go to anybody. Files, drift, behaviour, preferences, who taught it, and its cost.
+"""The gate: whether an adapter may go to anybody. Files, drift, behaviour, people's calls and pairs, and its cost.
 
 `judge_adapter` runs every check on the model and the compiled engine that would serve, and gives one verdict with all
 numbers. It moves nothing and writes nothing: that is `release`.
@@ -14,13 +14,22 @@ import msgspec
 import numpy as np
 import torch
 
-from online_align.gate_checks import DriftLimits, HeldoutLimits, check_behaviour, check_drift, check_heldout
+from online_align.gate_checks import (
+    DriftLimits,
+    HeldoutLimits,
+    RecordedLimits,
+    check_behaviour,
+    check_drift,
+    check_heldout,
+    check_recorded,
+)
 from online_align.gate_files import FileLimits, check_files, check_norms, extra_work, layers_of, norms
 from online_align.gate_people import PeopleLimits, check_people
 from online_align.probes import (
     Agreement,
     Drift,
     Measure,
+    Moment,
     Played,
     ProbeKind,
     Sizes,
@@ -29,17 +38,18 @@ from online_align.probes import (
     drift,
     margins,
     play,
+    play_moments,
     probe_set,
 )
 from online_align.records import Pair
 from online_align.verdicts import Check, Outcome, Verdict, conclude
 from server.engine import Engine
 from server.engine.adapters import AdapterFile
-from server.engine.checkpoint import load_checkpoint
+from server.engine.checkpoint import Checkpoint, load_checkpoint
 
 __all__ = ["GATE", "Gate", "GateSettings", "judge_adapter"]
 
-GATE: Final = "duologue-gate-1"
+GATE: Final = "duologue-gate-2"
 """Version of the checks and limits. Whoever changes what they let through changes this."""
 
 _TIMED_ROWS: Final = 8
@@ -55,6 +65,7 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True):
     drift: DriftLimits = DriftLimits()
     heldout: HeldoutLimits = HeldoutLimits()
     people: PeopleLimits = PeopleLimits()
+    recorded: RecordedLimits = RecordedLimits()
     drift_calls: int = 24
     step_ratio: float = 1.5
     """Most that a step with the adapter may take, over one without."""
@@ -62,6 +73,8 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Most multiply-adds it may add to a frame, over the language model's own."""
     most_pairs: int = 96
     """Pairs of each sort that are scored, at most."""
+    most_moments: int = 24
+    """Of each sort, of recorded calls."""
     must_know: tuple[str, ...] = ()
     """Checks that must not be unknown: `heldout_preferences` where there are enough people."""
 
@@ -78,6 +91,11 @@ class Gate:
         self._layers = layers_of(self._checkpoint.lm)
         self._probes = probe_set(self.settings.sizes)
         self._base: list[Played] | None = None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The base model."""
+        return self._checkpoint
 
     @property
     def engine(self) -> Engine:
@@ -127,11 +145,12 @@ class Gate:
         heldout: Sequence[Pair] = (),
         trained: Sequence[Pair] = (),
         trained_by: Sequence[str] | None = None,
+        recorded: Sequence[Moment] = (),
     ) -> Verdict:
         """Run every check.
 
         `heldout` are pairs kept for validation, `trained` those it learned from. Where the latter are only some of
-        them, `trained_by` has the user's hash of every one.
+        them, `trained_by` has the user's hash of every one. `recorded` are moments of calls that it did not learn from.
         """
         began = time.monotonic()
         files, file = self.read(folder, sha256)
@@ -142,6 +161,7 @@ class Gate:
         if file is not None and all(check.outcome is not Outcome.FAILED for check in checks):
             checks += check_drift(self.drift(None, file), self.settings.drift)
             checks += check_behaviour(self.behaviour(None), self.behaviour(folder))
+            checks += self.recorded(folder, recorded)
             checks += self.preferences(file, heldout, trained, trained_by)
             checks += self._cost(folder, file)
         about: dict[str, str | float | None] = {
@@ -152,6 +172,11 @@ class Gate:
             "seconds": round(time.monotonic() - began, 1),
         }
         return conclude(checks, must_know=self.settings.must_know, about=about)
+
+    def recorded(self, folder: Path, moments: Sequence[Moment]) -> list[Check]:
+        """What both models do where people's calls went wrong, and where they went well. Raises `AdapterError`."""
+        base = play_moments(self._checkpoint, moments)
+        return check_recorded(base, play_moments(self._checkpoint, moments, adapter=folder), self.settings.recorded)
 
     def preferences(
         self,

@@ -62,7 +62,7 @@ Judge = Callable[[Journal, AdapterRow, Path], Verdict]
 
 
 class GateJudge:
-    """The gate, with the journal's pairs. The model is loaded when it is first needed, and kept."""
+    """The gate, with the journal's pairs and calls. The model is loaded when it is first needed, and kept."""
 
     def __init__(self, checkpoint: str | Path = "mini", settings: "GateSettings | None" = None) -> None:
         self._checkpoint = checkpoint
@@ -80,6 +80,7 @@ class GateJudge:
     def __call__(self, journal: Journal, row: AdapterRow, folder: Path) -> Verdict:
         """Judge. Raises as `gate` does, and `JournalError`."""
         from online_align.pair_store import PairStore  # noqa: PLC0415
+        from online_align.recorded import find_moments  # noqa: PLC0415
 
         gate, store = self.gate, PairStore(journal)
         most = gate.settings.most_pairs
@@ -94,6 +95,7 @@ class GateJudge:
             heldout=store.read(heldout=True, limit=_TIMES * most),
             trained=[store.get(pair.id) for pair in theirs[: _TIMES * most]],
             trained_by=[pair.user_hash for pair in used],
+            recorded=find_moments(journal, gate.checkpoint, learned=sessions, most=gate.settings.most_moments),
         )
 
 
