@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from server.engine import Engine
+from server.errors import SlotRoomError
 from server.rehearsal import CallerCost
 
 __all__ = ["SHARE", "Capacity", "Limits", "StepCost", "callers_on_time", "fit_steps", "load_wide", "measure_steps"]
@@ -69,12 +70,13 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 def load_wide(load: Callable[[int], Engine], limits: Limits, *, frame_s: float) -> tuple[Engine, dict[int, float]]:
     """Load an engine, warm, and time its steps.
 
-    Where the operator leaves the width open, it is the ceiling, which costs nothing with an engine whose step follows
-    its active rows. With one whose step follows its slots, even one caller would be late: it is loaded narrower.
+    Where the operator leaves the width open, it is the ceiling, or what a GPU's memory holds, which costs nothing with
+    an engine whose step follows its active rows. With one whose step follows its slots, even one caller would be late:
+    it is loaded narrower.
     """
     slots, reloads = limits.slots or limits.ceiling, 0
     while True:
-        engine = load(slots)
+        engine = _load_what_fits(load, slots) if limits.slots is None else load(slots)
         engine.warm_up()
         alone_s = engine.measure_step(1, _ROUNDS_WHEN_SLOW)
         aim_s = SHARE * frame_s / 2
@@ -83,6 +85,18 @@ def load_wide(load: Callable[[int], Engine], limits: Limits, *, frame_s: float) 
         slots, reloads = max(1, int(_NARROWER * slots * aim_s / alone_s)), reloads + 1
         del engine
         gc.collect()
+
+
+def _load_what_fits(load: Callable[[int], Engine], slots: int) -> Engine:
+    """As many slots as asked for, or as many as there is memory for. Raises `SlotRoomError` when not one fits."""
+    try:
+        return load(slots)
+    except SlotRoomError as problem:
+        if not problem.fits:
+            raise
+        fits = problem.fits
+    gc.collect()  # the model of the first attempt
+    return load(fits)
 
 
 def measure_steps(engine: Engine, alone_s: float) -> dict[int, float]:

@@ -30,6 +30,7 @@ __all__ = [
     "SamplingError",
     "ServerFailedError",
     "SlotError",
+    "SlotRoomError",
     "TakenAwayError",
     "TakenOverError",
     "TokenError",
@@ -73,6 +74,14 @@ class SlotError(EngineError):
     def __init__(self, slot: int, *, got: str, expected: str, remedy: str) -> None:
         super().__init__(got=got, expected=expected, remedy=remedy)
         self.slot = slot
+
+
+class SlotRoomError(EngineError):
+    """More slots than the device's memory holds. `fits` says how many it does, 0 for none."""
+
+    def __init__(self, *, got: str, expected: str, remedy: str, fits: int) -> None:
+        super().__init__(got=got, expected=expected, remedy=remedy)
+        self.fits = fits
 
 
 class FrameError(EngineError):

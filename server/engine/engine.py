@@ -130,7 +130,8 @@ class Engine:
         `fallback` then says why. As many threads work as `torch.get_num_threads()` says now. `max_adapters` may be
         ready at once. `cache_dtype` is what the language model's keys and values are kept in: "auto" is its own type,
         and only kernels know others ("int8" holds nearly twice as many calls). Raises `CheckpointError`, and
-        `EngineError` for a bad `slots`, `device`, `work`, `max_adapters` or `cache_dtype`.
+        `EngineError` for a bad `slots`, `device`, `work`, `max_adapters` or `cache_dtype`; as `SlotRoomError`, for more
+        slots than a GPU's memory holds.
         """
         if not _is_whole(slots, 1, _MOST_SLOTS):
             raise EngineError(got=f"slots = {slots!r}", expected=f"1 to {_MOST_SLOTS}", remedy="try slots=8")

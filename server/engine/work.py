@@ -13,6 +13,7 @@ import torch
 
 from kernels.cpu import BuildError, UnsupportedModelError
 from server.engine.checkpoint import Checkpoint
+from server.engine.cuda_memory import check_room
 from server.engine.frames import FrameStep
 from server.engine.native import NativeStep
 from server.engine.rows import stop_streaming
@@ -49,7 +50,8 @@ def choose(
 ) -> Chosen:
     """Make what does the work on a frame.
 
-    Raises `EngineError` for a `work` or `cache_dtype` that is unknown, or that cannot be had here.
+    Raises `EngineError` for a `work` or `cache_dtype` that is unknown, or that cannot be had here, and `SlotRoomError`
+    for more slots than a GPU's memory holds.
     """
     for name, value, kind in (("work", work, Work), ("cache_dtype", cache_dtype, CacheDtype)):
         if value not in get_args(kind):
@@ -108,6 +110,16 @@ def _on_upstream(wishes: _Wishes, *, fallback: str = "") -> Chosen:
 
 
 def _on_kernels(wishes: _Wishes, *, required: bool) -> Chosen:
+    from server.engine.cuda import HIGHEST_RANK  # noqa: PLC0415 - imports Triton, which only a GPU needs
+
+    check_room(
+        wishes.checkpoint,
+        wishes.slots,
+        wishes.device,
+        kept=wishes.kept,
+        max_adapters=wishes.max_adapters,
+        rank=HIGHEST_RANK,
+    )
     step, problem = _checked_kernels(wishes)
     if step is not None:
         return Chosen(step, "kernels", _NAMES[wishes.kept], "")
@@ -130,8 +142,7 @@ def _on_kernels(wishes: _Wishes, *, required: bool) -> Chosen:
 
 def _checked_kernels(wishes: _Wishes) -> tuple[FrameStep | None, str]:
     """Kernels that agree with upstream, or None and why not; the model is then as it was before."""
-    # Triton is imported where it is needed.
-    from server.engine.cuda import KernelStep  # noqa: PLC0415
+    from server.engine.cuda import KernelStep  # noqa: PLC0415 - imports Triton, which only a GPU needs
     from server.engine.cuda_check import disagreement  # noqa: PLC0415
 
     step: KernelStep | None = None
