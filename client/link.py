@@ -32,6 +32,7 @@ from client.errors import (
     ServerBusyError,
     UnreachableError,
 )
+from client.printable import printable, read_text
 from client.sound import FRAME_SIZE, SAMPLE_RATE_HZ, Pcm
 from server import protocol
 from server.protocol import CloseCode, Kind, QueuePosition, SessionStart, SignalNotice, Stats
@@ -120,17 +121,20 @@ class Link:
         if kind is Kind.AUDIO:
             return self._decode(body)
         if kind is Kind.TEXT:
-            return Piece(text=body.decode(errors="replace"))
+            return Piece(text=read_text(body))
         if kind is Kind.METADATA:
             return self._note(body)
         if kind is Kind.ERROR:
-            self._sentence = body.decode(errors="replace")
+            self._sentence = read_text(body)
         return None
 
     def _note(self, body: bytes) -> SessionStart | QueuePosition | SignalNotice | Stats | None:
         note = protocol.read_metadata(body)
         if isinstance(note, SessionStart):
-            self.session = note
+            shown = note.adapter and printable(note.adapter)
+            note = self.session = msgspec.structs.replace(note, id=printable(note.id), adapter=shown)
+        elif isinstance(note, SignalNotice):
+            note = msgspec.structs.replace(note, kind=printable(note.kind))
         return note if isinstance(note, SessionStart | QueuePosition | SignalNotice | Stats) else None
 
     def _decode(self, ogg: bytes) -> Sound | None:
@@ -161,7 +165,7 @@ class Link:
         """Make the error of a call that the other side ended, with the sentence of its `05` if there was one."""
         if closed.rcvd is None:
             return CallLostError("The connection to the server broke. Call again when the network is back.")
-        code, sentence = closed.rcvd.code, self._sentence or closed.rcvd.reason
+        code, sentence = closed.rcvd.code, self._sentence or printable(closed.rcvd.reason)
         if code == CloseCode.UNAUTHORISED:
             return NotAuthorisedError(f"The server ended the call: {sentence or 'it gave no reason'}.")
         if code == CloseCode.FULL:
@@ -237,7 +241,7 @@ async def _connect(url: str, credentials: Credentials) -> ClientConnection:
 def _not_upgraded(place: str, response: Response) -> ClientError:
     status = response.status_code
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        reason = (response.body or b"").decode(errors="replace").strip()[:_LONGEST_REASON]
+        reason = read_text(response.body or b"").strip()[:_LONGEST_REASON]
         said = f" It says: {reason}." if reason else ""
         return NotAuthorisedError(
             f"The server at {place} does not let this caller in (HTTP {status}): give a token with --token-file or "

@@ -19,6 +19,7 @@ from client.load.journey import Journey
 from client.load.link import LoadLink, open_load_link
 from client.load.pages import PageReader, PageWriter
 from client.load.script import Script
+from client.printable import read_text
 from client.sound import FRAME_S, FRAME_SIZE, SAMPLE_RATE_HZ
 from server import protocol
 from server.protocol import FRAME_MS, CloseCode, Kind, QueuePosition, Stats
@@ -219,13 +220,13 @@ class _Line:
         elif kind is Kind.TEXT:
             self._call.words += 1
             if self._call.probe:
-                self._call.probe.text += body.decode(errors="replace")
+                self._call.probe.text += read_text(body)
         elif kind is Kind.METADATA:
             self._note(body)
         elif kind is Kind.HANDSHAKE and not self._ready.done():
             self._ready.set_result(None)
         elif kind is Kind.ERROR:
-            self._sentence = body.decode(errors="replace")
+            self._sentence = read_text(body)
 
     def _hear(self, ogg: bytes, now: float) -> None:
         try:

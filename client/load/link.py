@@ -17,6 +17,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from client.credentials import Credentials
+from client.printable import printable
 
 __all__ = ["Ending", "LoadLink", "open_load_link"]
 
@@ -96,7 +97,7 @@ class LoadLink(asyncio.Protocol):
             status = refused.response.status_code
             return Ending(code=status, sentence=f"HTTP {status} instead of an upgrade")
         if closed is not None:
-            return Ending(code=closed.code, sentence=closed.reason)
+            return Ending(code=closed.code, sentence=printable(closed.reason))
         return Ending(code=None, sentence=str(problem or refused or "the connection broke"))
 
     def _take(self) -> None:

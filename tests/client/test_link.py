@@ -17,7 +17,7 @@ from client.errors import (
     UnreachableError,
 )
 from client.link import Event, Link, Piece, Sound, chat_url, open_link
-from server.protocol import QueuePosition, SessionStart, Stats
+from server.protocol import QueuePosition, SessionStart, SignalNotice, Stats
 from tests.client.signals import lag_of, speechlike
 from tests.client.stage import FRAME, Stage, staged
 
@@ -101,6 +101,35 @@ async def test_everything_known_is_typed_and_everything_else_ignored() -> None:
     assert second == Piece(text="\N{REPLACEMENT CHARACTER}")
     assert stats == Stats(lag_ms=80, dropped_ms=160)
     assert isinstance(sound, Sound)
+
+
+BELL_AND_TITLE = "\x1b]0;mine\x07"
+HOSTILE = f"a{BELL_AND_TITLE}\x1b[2J\x9bb\r\nc\u202ed"
+"""Renames the window, rings, empties the screen, begins a line anew and turns the direction of writing."""
+
+
+async def test_nothing_a_server_says_moves_the_terminal_it_is_shown_on() -> None:
+    async def script(stage: Stage) -> None:
+        await stage.ready(id=HOSTILE, adapter=HOSTILE)
+        await stage.send(2, HOSTILE.encode())
+        await stage.note({"type": "signal", "kind": HOSTILE, "t": 1.0, "confidence": 1.0})
+        await stage.send(5, HOSTILE.encode())
+        await stage.close(4400)
+
+    shown: list[str] = []
+    with pytest.raises(RefusedError) as caught:
+        async with staged(script) as url, open_link(url) as link:
+            while True:
+                match await link.receive():
+                    case SessionStart() as session:
+                        shown += [session.id, str(session.adapter)]
+                    case Piece() as piece:
+                        shown.append(piece.text)
+                    case SignalNotice() as signal:
+                        shown.append(signal.kind)
+    assert shown == ["a]0;mine[2Jb  cd"] * 4
+    assert caught.value.reason == shown[0]
+    assert str(caught.value).isprintable()
 
 
 async def test_sound_arrives_without_the_delay_of_opus() -> None:
