@@ -7,9 +7,11 @@ say. The two halves share no state, so the mask is set before each half.
 Legend: B rows, S samples of a frame, K all codebooks, Q model audio codebooks (`dep_q`).
 """
 
+import contextlib
+import functools
 import time
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from moshi.utils.compile import no_compile
@@ -22,6 +24,9 @@ from server.engine.frames import LOUDEST, StageSeconds, Stepped
 from server.engine.rows import StreamingRows
 
 __all__ = ["Codec", "FullWidthStep", "SamplingSizes", "StreamingCodec"]
+
+
+_for_good: Final = contextlib.ExitStack()
 
 
 class Codec(Protocol):
@@ -56,6 +61,7 @@ class FullWidthStep(ABC):
     """The frame's order of work. Whoever inherits it thinks: `_think` reads `_columns` and speaks into them."""
 
     def __init__(self, checkpoint: Checkpoint, rows: int, device: torch.device) -> None:
+        _never_compile()
         lm = checkpoint.lm
         self._device, self._rows = device, rows
         self._user_codebooks: int = lm.n_q - lm.dep_q
@@ -120,6 +126,15 @@ class FullWidthStep(ABC):
     @abstractmethod
     def _think(self, moving_B: Tensor) -> float:
         """Read the next column and speak. Returns when the text was chosen, by `time.perf_counter`."""
+
+
+@functools.cache
+def _never_compile() -> None:
+    """Enter `no_compile` for good: upstream's flag is one for the process, and whoever leaves first takes it from all.
+
+    Two engines that step in two threads, as when one is warmed up beside another, would now and then compile.
+    """
+    _for_good.enter_context(no_compile())
 
 
 class StreamingCodec:

@@ -7,14 +7,11 @@ afresh in each.
 Legend: B rows, K all codebooks, Q model audio codebooks (`dep_q`), D width, V vocabulary.
 """
 
-import contextlib
-import functools
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import torch
-from moshi.utils.compile import no_compile
 from torch import Tensor
 
 from server.engine.checkpoint import Checkpoint
@@ -26,9 +23,6 @@ from server.engine.sampling import RowSampling
 __all__ = ["DepthStep", "TemporalStep", "UpstreamStep"]
 
 
-_for_good: Final = contextlib.ExitStack()
-
-
 class UpstreamStep(FullWidthStep):
     """All rows' state in upstream's modules, which it puts in streaming mode: a model belongs to one of these."""
 
@@ -36,7 +30,6 @@ class UpstreamStep(FullWidthStep):
     """Upstream's own adapters are for all rows at once."""
 
     def __init__(self, checkpoint: Checkpoint, rows: int, device: torch.device) -> None:
-        _never_compile()
         super().__init__(checkpoint, rows, device)
         with torch.inference_mode():
             self._temporal = TemporalStep(checkpoint.lm, rows)
@@ -75,15 +68,6 @@ class UpstreamStep(FullWidthStep):
         sampling.remember(text, moving_B)
         columns.speak(text, audio, text_logprob, moving_B)
         return thought
-
-
-@functools.cache
-def _never_compile() -> None:
-    """Enter `no_compile` for good: upstream's flag is one for the process, and whoever leaves first takes it from all.
-
-    Two engines that step in two threads, as when one is warmed up beside another, would now and then compile.
-    """
-    _for_good.enter_context(no_compile())
 
 
 class TemporalStep:
