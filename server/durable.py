@@ -1,10 +1,23 @@
-"""Files that are whole or not there, whatever happens: temporary file, fsync, rename, fsync of the folder."""
+"""Files that are whole or not there, whatever happens: temporary file, fsync, rename, fsync of the folder.
+
+And the folders they lie in, which are nobody else's business.
+"""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["sync_folder", "write_durably"]
+__all__ = ["private_folder", "sync_folder", "write_durably"]
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder, and what is missing above it, that its owner alone may look into. One that is there stays as is.
+
+    Raises `OSError`.
+    """
+    for folder in (*reversed(path.parents), path):
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_durably(path: Path, write: bytes | Callable[[Path], object]) -> None:

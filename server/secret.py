@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from server.durable import sync_folder
+from server.durable import private_folder, sync_folder
 from server.errors import ConfigError
 
 __all__ = ["ServerSecret", "main"]
@@ -38,7 +38,7 @@ class ServerSecret:
 
     def keep(self) -> None:
         """Write the secret down, durably, unless it is. Blocks. Raises `OSError`."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self._path.parent)
         draft = self._path.with_suffix(f".{os.getpid()}.new")
         _write(draft, self._secret)
         try:

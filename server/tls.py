@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from server.config import ServerConfig
+from server.durable import private_folder
 from server.errors import ConfigError
 
 __all__ = ["Tls", "open_tls"]
@@ -75,7 +76,7 @@ def open_tls(config: ServerConfig) -> Tls | None:
 def _self_signed(folder: Path, host: str) -> Tls:
     cert, key_file = folder / "cert.pem", folder / "key.pem"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         names, addresses = _own_names(host), _own_addresses(host)
         if not (key_file.is_file() and cert.is_file() and _still_holds(cert, names, addresses)):
             key = _key(key_file)

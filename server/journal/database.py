@@ -17,6 +17,7 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from server.durable import private_folder
 from server.journal.errors import JournalError, JournalLockedError
 
 __all__ = ["connect", "exclusive", "exists", "purge", "upgrade"]
@@ -39,7 +40,7 @@ def connect(data_dir: Path, url: str | None = None) -> Engine:
     """Open the database at `url`, by default a file in `data_dir`. Raises `JournalError`."""
     try:
         if url is None:
-            data_dir.mkdir(parents=True, exist_ok=True)
+            private_folder(data_dir)
         engine = create_engine(_parsed(url) if url else f"sqlite:///{data_dir / _FILE}")
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _set_pragmas)

@@ -13,7 +13,7 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from server.durable import sync_folder
+from server.durable import private_folder, sync_folder
 from server.journal.errors import JournalError, KeyGoneError
 
 __all__ = ["KeyRing", "SessionKey"]
@@ -53,7 +53,7 @@ class KeyRing:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
 
     def __iter__(self) -> Iterator[str]:
         """Every session that has a key."""

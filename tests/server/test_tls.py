@@ -71,17 +71,19 @@ async def test_a_slow_reader_over_tls_loses_only_its_own_sound(tiny: Path, tmp_p
 
 
 def test_a_certificate_made_here_is_kept_and_names_this_machine(tmp_path: Path) -> None:
-    made = made_in(tmp_path, host="203.0.113.9")
+    data = tmp_path / "srv" / "data"
+    made = made_in(data, host="203.0.113.9")
     certificate = x509.load_pem_x509_certificate(made.cert.read_bytes())
     named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert "localhost" in named.get_values_for_type(x509.DNSName)
     addresses = {str(address) for address in named.get_values_for_type(x509.IPAddress)}
     assert {"127.0.0.1", "::1", "203.0.113.9"} <= addresses
     assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    assert stat.S_IMODE((tmp_path / "tls" / "key.pem").stat().st_mode) == 0o600
+    assert stat.S_IMODE((data / "tls" / "key.pem").stat().st_mode) == 0o600
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700, "the journal will lie there, too"
     assert made.fingerprint == certificate.fingerprint(certificate.signature_hash_algorithm).hex(":").upper()  # type: ignore[arg-type]
-    assert made_in(tmp_path, host="203.0.113.9").fingerprint == made.fingerprint
-    assert not list((tmp_path / "tls").glob("*.new"))
+    assert made_in(data, host="203.0.113.9").fingerprint == made.fingerprint
+    assert not list((data / "tls").glob("*.new"))
 
 
 def test_it_is_made_anew_with_the_same_key_for_a_new_address_or_when_it_runs_out(
