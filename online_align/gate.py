@@ -73,7 +73,7 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Most multiply-adds it may add to a frame, over the language model's own."""
     most_pairs: int = 96
     """Pairs of each sort that are scored, at most."""
-    most_moments: int = 24
+    most_moments: int = 16
     """Of each sort, of recorded calls."""
     must_know: tuple[str, ...] = ()
     """Checks that must not be unknown: `heldout_preferences` where there are enough people."""

@@ -10,18 +10,19 @@ from typing import Final
 
 import msgspec
 
-from online_align.conversation import Conversation
+from online_align.conversation import Conversation, FrameClock
 from online_align.faults import Cut, NoCutError, find_cut
+from online_align.heard_turns import heard_turns
 from online_align.labels import Label, Opinion, label
 from online_align.pairs import longest_stretch
 from online_align.probes.recorded import Moment, still_after
 from online_align.records import PairKind
-from online_align.transcribe import transcribe
+from online_align.transcribe import model_turns
 from server.engine import SamplingParams
 from server.engine.checkpoint import Checkpoint
 from server.journal import Columns, Journal, JournalError
 from server.journal.reader import SessionRow
-from server.signals import SignalKind
+from server.signals import Signal, SignalKind
 
 __all__ = ["find_moments"]
 
@@ -32,14 +33,14 @@ _SILENCE_S: Final = 2.5
 """And a silence is one after so long."""
 _LONGEST_S: Final = 6.0
 _LEAST_PAST: Final = 12
-_PAST: Final = 250
-"""Columns that are dictated at most: 20 s."""
+_PAST: Final = 125
+"""Columns that are dictated at most: 10 s."""
 _OPENED: Final = 4
 """Calls that are opened at most for each moment that is wanted."""
 
 
 def find_moments(
-    journal: Journal, checkpoint: Checkpoint, *, learned: Collection[str], most: int = 24, of_one: int = 4
+    journal: Journal, checkpoint: Checkpoint, *, learned: Collection[str], most: int = 16, of_one: int = 4
 ) -> list[Moment]:
     """The newest moments of calls to this model: at most `most` faults and as many answers, `of_one` of each person.
 
@@ -73,13 +74,28 @@ def _of_call(journal: Journal, checkpoint: Checkpoint, about: SessionRow) -> Ite
         return
     if columns is None or not signals:
         return
-    call = transcribe(checkpoint, about, columns, signals)
+    call = _conversation(checkpoint, about, columns, signals)
     complaints = [each for each in label(call) if each.opinion is Opinion.COMPLAINT]
     cuts = _wrong(call, complaints) if complaints else _right(call)
     for cut, kind in cuts:
         moment = _moment(checkpoint, about, columns, cut, kind)
         if moment is not None:
             yield moment
+
+
+def _conversation(checkpoint: Checkpoint, about: SessionRow, columns: Columns, signals: list[Signal]) -> Conversation:
+    """The call with the turns that signals and its text tell of: nothing is decoded, which takes long."""
+    clock = FrameClock(frame_s=1 / about.frame_rate, late_frames=max(checkpoint.lm.delays))
+    first = int(columns.ticks_T[0])
+    return Conversation(
+        session=about.id,
+        clock=clock,
+        columns=first + len(columns.ticks_T),
+        signals=signals,
+        user=heard_turns(signals)[0],
+        model=model_turns(columns.tokens_TK[:, 0], checkpoint, clock, first=first),
+        hung_up=about.end_reason == "hang_up",
+    )
 
 
 def _wrong(call: Conversation, complaints: Sequence[Label]) -> Iterator[tuple[Cut, PairKind | None]]:
