@@ -17,7 +17,7 @@ from torch import Tensor
 
 from server.engine.checkpoint import Checkpoint
 from server.engine.cuda import KernelStep
-from server.engine.cuda_codec import CodecTransformer
+from server.engine.cuda_codec import CodecTransformer, Half, KernelCodec
 from server.engine.cuda_graph import on_device
 from server.engine.params import SamplingParams
 from server.engine.upstream import DepthStep
@@ -104,12 +104,33 @@ def _gap(logits_V: Tensor, token: Tensor) -> Tensor:
 
 
 def _of_codec(step: KernelStep, mimi: Any) -> str:
-    halves = (("hearing", mimi.encoder_transformer), ("speaking", mimi.decoder_transformer))
-    for (half, module), ours in zip(halves, step.codec.transformers, strict=True):
-        missed = _transformer_missed(ours, module, int(mimi.dimension))
+    for name, half in step.codec.halves.items():
+        missed = _transformer_missed(half.transformer, half.module, int(mimi.dimension))
         if not missed <= _CODEC_ALLOWED:
-            return f"the codec's kernels disagree with upstream ({half}: off by {missed:.2g}, {_CODEC_ALLOWED} allowed)"
+            return f"the codec's kernels disagree with upstream ({name}: off by {missed:.2g}, {_CODEC_ALLOWED} allowed)"
+        missed = _recording_missed(step.codec, half)
+        if not missed <= _CODEC_ALLOWED:
+            return f"the codec's recording is not what was recorded ({name}: off by {missed:.2g})"
     return ""
+
+
+def _recording_missed(codec: KernelCodec, half: Half) -> float:
+    """The difference of a few frames' output, replayed against done, as a share of it."""
+    moving_B = half.transformer.moving_B
+    everyone = torch.ones_like(moving_B)
+    x = 0.1 * torch.randn(_FRAMES, *half.given.shape[1:], generator=torch.Generator().manual_seed(_SEED))
+    made: list[list[Tensor]] = [[], []]
+    for work, into in zip((half.replay, half.once), made, strict=True):
+        codec.reset(everyone)
+        moving_B.fill_(True)
+        for each in x.to(half.given.device):
+            half.given.copy_(each.expand_as(half.given))
+            half.made.fill_(torch.nan)
+            work()
+            into.append(half.made.clone())
+    codec.reset(everyone)
+    moving_B.zero_()
+    return _share(torch.stack(made[0]), torch.stack(made[1]))
 
 
 def _transformer_missed(ours: CodecTransformer, module: Any, width: int) -> float:
@@ -124,5 +145,8 @@ def _transformer_missed(ours: CodecTransformer, module: Any, width: int) -> floa
             want.extend(module(x_CT[None]))
     ours.reset(moving_B)
     moving_B.zero_()
-    wanted = torch.stack(want)
-    return float(((torch.stack(got) - wanted).square().mean() / wanted.square().mean()).sqrt())
+    return _share(torch.stack(got), torch.stack(want))
+
+
+def _share(got: Tensor, want: Tensor) -> float:
+    return float(((got - want).square().mean() / want.square().mean()).sqrt())

@@ -9,8 +9,8 @@ of writing into it.
 Legend: B rows, S samples of a frame, C latent width, T latent positions of a frame, Q model audio codebooks.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from moshi.models import MimiModel
@@ -22,7 +22,7 @@ from server.engine.cuda_graph import recorded
 from server.engine.cuda_rings import Rings
 from server.engine.layers import plain_linear, require
 
-__all__ = ["CodecTransformer", "KernelCodec"]
+__all__ = ["CodecTransformer", "Half", "KernelCodec"]
 
 
 class CodecTransformer:
@@ -67,6 +67,18 @@ class CodecTransformer:
         return out
 
 
+class Half(NamedTuple):
+    """What is recorded of one direction: `replay` does what `once` does, from `given` to `made`."""
+
+    transformer: CodecTransformer
+    module: Any
+    """Upstream's transformer."""
+    once: Callable[[], None]
+    replay: Callable[[], object]
+    given: Tensor
+    made: Tensor
+
+
 class KernelCodec:
     """Every row's encoder and decoder of one `moshi.models.MimiModel`, whose convolutions it puts in streaming mode.
 
@@ -103,6 +115,17 @@ class KernelCodec:
     def transformers(self) -> tuple[CodecTransformer, CodecTransformer]:
         """The encoder's and the decoder's."""
         return self._listener, self._speaker
+
+    @property
+    def halves(self) -> dict[str, Half]:
+        """What is recorded, for whoever checks it."""
+        upstream = self._mimi.encoder_transformer, self._mimi.decoder_transformer
+        ears = self._hear_once, self._hear, self._pcm_B1S, self._heard_BCT
+        mouth = self._speak_once, self._speak, self._meant_BCT, self._said_B1S
+        return {
+            "hearing": Half(self._listener, upstream[0], *ears),
+            "speaking": Half(self._speaker, upstream[1], *mouth),
+        }
 
     def reset(self, rows_B: Tensor) -> None:
         """Forget what rows with True in `rows_B` (bool, CPU) heard and said."""

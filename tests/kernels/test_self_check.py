@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import dialect
-from server.engine import Engine, cuda, cuda_language, cuda_rings, work
+from server.engine import Engine, cuda, cuda_codec, cuda_language, cuda_rings, work
 from server.engine.checkpoint import Checkpoint, load_checkpoint
 from server.engine.cuda import KernelStep
 from server.engine.cuda_check import disagreement
@@ -92,6 +92,24 @@ def test_a_codec_that_is_wrong_alone_is_found(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(cuda_rings, "ring_decode", first_only)
     checkpoint = loaded(folder)
     assert "codec's kernels disagree with upstream (hearing" in disagreement(KernelStep(checkpoint, 1, CPU), checkpoint)
+
+
+def test_a_codec_that_was_recorded_wrongly_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording that begins every frame anew, as one does whose state is exchanged and not written."""
+
+    def forgetful(once: Callable[[], None], _device: torch.device) -> Callable[[], object]:
+        def replay() -> None:
+            codec.reset(torch.ones(1, dtype=torch.bool))
+            codec._hears_B.fill_(True)
+            once()
+
+        return replay
+
+    monkeypatch.setattr(cuda_codec, "recorded", forgetful)
+    checkpoint = loaded(folder)
+    step = KernelStep(checkpoint, 1, CPU)
+    codec = step.codec
+    assert "recording is not what was recorded (hearing" in disagreement(step, checkpoint)
 
 
 def test_a_row_that_is_written_while_it_stands_still_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
