@@ -54,6 +54,13 @@ class Addresses:
             address=_house(origin), local=origin.is_loopback and not forwarded, secure=request.secure or by_proxy
         )
 
+    def limited(self, peer: str) -> str | None:
+        """The address a connection is counted by; None for this machine and trusted proxies, which speak for many."""
+        address = _address(peer)
+        if address is None or address.is_loopback or self._is_trusted(address):
+            return None
+        return _house(address)
+
     def _through_proxies(self, peer: Address, request: web.Request) -> Address:
         """Go back hop by hop until one is not trusted: further back, anybody can have written anything."""
         hops = ",".join(request.headers.getall("X-Forwarded-For", [])).rsplit(",", _MOST_HOPS)

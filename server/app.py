@@ -24,6 +24,7 @@ from server.base_swap import BaseSwap, LoadBase
 from server.calls import CallDesk
 from server.capacity import Capacity, Limits
 from server.config import ServerConfig
+from server.connections import Connections
 from server.doors import VISITOR, WHO, Doors
 from server.engine import Engine
 from server.errors import ConfigError, TooManyCallsError
@@ -79,8 +80,10 @@ class Server:
             bytes_per_s=config.max_bytes_per_s_per_address,
             max_message_bytes=config.max_message_bytes,
         )
+        addresses = Addresses(config.trusted_proxies)
+        self.connections = Connections(addresses, max_calls=config.max_calls_per_address)
         self._doors = Doors(
-            addresses=Addresses(config.trusted_proxies),
+            addresses=addresses,
             origins=Origins(config.allow_origin, only_here=self.auth.open_house),
             limits=self.limits,
             auth=self.auth,
@@ -165,6 +168,8 @@ class Server:
             lingering_time=_LINGER_S,
         )
         await runner.setup()
+        assert runner.server is not None, "it has just been set up"
+        self.connections.watch(runner.server)
         try:
             context = self.tls.context if self.tls else None
             site = web.TCPSite(runner, self._config.host, self._config.port, ssl_context=context)

@@ -268,6 +268,43 @@ async def test_a_connection_that_asks_for_nothing_is_closed(
         writer.close()
 
 
+async def test_an_address_has_so_many_connections_whatever_is_asked_on_them(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another address of the loopback stands for another machine."""
+    far = "127.0.0.2"
+    monkeypatch.setattr(Addresses, "limited", lambda _self, peer: peer if peer == far else None)
+    async with serving(tiny, max_calls_per_address=1) as live, neighbour(live):
+        host, port = live.url.removeprefix("http://").split(":")
+
+        async def connected() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            return await asyncio.open_connection(host, int(port), local_addr=(far, 0))
+
+        first = [await connected() for _ in range(4)]
+        await until(lambda: live.server.connections._open[far] == 4)
+        reader, too_many = await connected()
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read(1) == b"", "broken off before anything is asked"
+        too_many.close()
+        for reader, writer in first:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            assert b" 200 " in await reader.readline(), "those that were there are served"
+            writer.close()
+        await until(lambda: not live.server.connections._open)
+        reader, writer = await connected()
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert b" 200 " in await reader.readline(), "and there is room again"
+        writer.close()
+
+
+def test_which_connections_are_counted() -> None:
+    addresses = Addresses(("10.0.0.0/8",))
+    for peer in ("127.0.0.1", "::1", "10.1.2.3", "", "nonsense"):
+        assert addresses.limited(peer) is None
+    assert addresses.limited("203.0.113.7") == "203.0.113.7"
+    assert addresses.limited("2001:db8:1:2:3:4:5:6") == "2001:db8:1:2::/64"
+
+
 async def test_a_body_that_does_not_come_is_not_waited_for(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.login._PATIENCE_S", 0.2)
     async with serving(tiny, slots=1) as live:
