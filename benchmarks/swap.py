@@ -1,15 +1,15 @@
 """Do adapter swaps make anybody's answer late? Distinct files made live one after another, under load, over sockets.
 
-The server holds 80 % of the callers that it says this machine can hold. Windows in which an adapter is made live
-several times a second take turns with windows of the same length in which nothing is swapped; what swaps cause is the
-difference. A swap is two requests (canary, then live): files are verified, read into the engine, and calls change to
-it when nobody speaks (`--swap-live`). Afterwards the live adapter is taken back a few times, by HTTP and by the
-registry alone.
+The server holds 80 % of the callers that it says this machine can hold. Windows in which adapters are made live one
+after another take turns with windows in which nothing is swapped; what swaps cause is the difference. Runs may be short
+and add up (`--seconds`, `--into`). A swap is two requests (canary, then live): files are verified, read into the
+engine, and calls change to it when nobody speaks (`--swap-live`). At the end of a run the live adapter is taken back a
+few times, by HTTP and by the registry alone.
 """
 
 import json
+import math
 import os
-import statistics
 import tempfile
 import threading
 import time
@@ -20,15 +20,16 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.report import Row, compare, note, parser, publish
+from benchmarks.report import note, parser, publish
 from benchmarks.servers import our_server
 from benchmarks.swap_files import stocked
+from benchmarks.swap_tally import Tally, Window, read_tally, rows_of, write_tally
 from benchmarks.trial import load
 from client.load.report import LoadReport
 from client.load.server_metrics import metrics_url, read_metrics
 from server.journal.registry import AdapterRegistry
 
-__all__ = ["Operator", "Window", "main", "take_turns"]
+__all__ = ["Operator", "Pace", "Run", "main"]
 
 _SHARE: Final = 0.8
 _TOKEN: Final = "an-admin-token-for-measuring"
@@ -39,21 +40,11 @@ _RAMP_S: Final = 0.15
 _SETTLE_S: Final = 3.0
 _LATE_TO_ARRIVE_S: Final = 0.2
 """Frames that a swap made late are counted when they are answered."""
-_ROLLBACKS: Final = 3
+_ROLLBACKS: Final = 2
 _ROLLBACK_S: Final = 5.0
 """Of the load, for one by HTTP and one by the registry."""
 _LOOK_S: Final = 0.1
 _PATIENCE_S: Final = 30.0
-_GOAL_ROLLBACK_MS: Final = 1000.0
-
-
-class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """A stretch of time, with or without swaps, by the server's own clock."""
-
-    swaps: int
-    seconds: float
-    answered: int
-    late: int
 
 
 class Operator:
@@ -83,6 +74,14 @@ class Operator:
         """Read a page of the server's."""
         with self._direct.open(self._url + path, timeout=_PATIENCE_S) as response:
             return json.load(response)
+
+    def await_calls(self, callers: int) -> None:
+        """Wait until so many are served. Raises `TimeoutError`."""
+        began = time.monotonic()
+        while len(self.page("/api/sessions")["sessions"]) < callers:
+            if time.monotonic() - began > _PATIENCE_S:
+                raise TimeoutError(f"not all of {callers} callers are served")
+            time.sleep(_LATE_TO_ARRIVE_S)
 
     def take_back(self, *, by_http: bool) -> float:
         """Take the live adapter back while calls speak with it. Seconds until none does, and no new one will."""
@@ -136,102 +135,117 @@ class Operator:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = parser("swap", __doc__)
-    options.add_argument("--swaps", type=int, default=1000, metavar="N", help="(default: %(default)s)")
+    options.add_argument("--swaps", type=int, default=1000, metavar="N", help="in all runs (default: %(default)s)")
     options.add_argument("--per-second", type=float, default=1.0, metavar="R", help="in a window (%(default)s)")
     options.add_argument("--window-seconds", type=float, default=10.0, metavar="S", help="(default: %(default)s)")
+    options.add_argument("--plain-seconds", type=float, metavar="S", help="of windows without (default: as with)")
+    options.add_argument("--seconds", type=float, metavar="S", help="end this run's windows after so long")
+    options.add_argument("--into", type=Path, metavar="FILE", help="add to what earlier runs left there")
     options.add_argument("--callers", type=int, metavar="N", help="(default: 80 %% of what the server can hold)")
     options.add_argument("--rank", type=int, default=16, metavar="R", help="of the adapters (default: %(default)s)")
+    options.add_argument("--places", type=int, default=_PLACES, metavar="N", help="kept ready (default: %(default)s)")
     given = options.parse_args(arguments)
-    pairs = max(1, round(given.swaps / (given.per_second * given.window_seconds)))
-    per_window = -(-given.swaps // pairs)
-    names = [f"swap-{number:04}" for number in range(pairs * per_window)]
+    try:
+        tally = read_tally(given.into, rank=given.rank)
+    except ValueError as problem:
+        options.error(str(problem))
+    pace = Pace(
+        per_window=max(1, round(given.per_second * given.window_seconds)),
+        with_s=given.window_seconds,
+        without_s=given.plain_seconds or given.window_seconds,
+    )
+    pairs = pace.pairs(given.swaps - tally.swaps, given.seconds)
+    names = [f"swap-{tally.swaps + number:05}" for number in range(pairs * pace.per_window)]
     with tempfile.TemporaryDirectory() as place:
         data_dir, token = Path(place) / "data", Path(place) / "token"
         token.write_text(_TOKEN)
-        os.environ["DUOLOGUE_MAX_ADAPTERS"] = str(_PLACES)
+        os.environ["DUOLOGUE_MAX_ADAPTERS"] = str(given.places)
         flags = ["--swap-live", "--data-dir", str(data_dir), "--admin-token-file", str(token)]
         with (
-            stocked(data_dir, given.checkpoint, names, rank=given.rank) as registry,
+            stocked(data_dir, given.checkpoint, names, rank=given.rank, first_seed=tally.swaps) as registry,
             our_server(given.checkpoint, slots=_MOST_CALLERS, flags=flags) as running,
         ):
             note(f"{len(names)} adapters are written, and the server is ready")
             operator = Operator(running.url, registry, names)
             callers = given.callers or max(1, int(_SHARE * operator.page("/api/info")["capacity"]["measured"]))
-            rows = take_turns(operator, running.url, callers, pairs, given.window_seconds, per_window)
-    publish("swap", rows, as_json=given.json)
+            run = Run(operator, running.url, callers, tally, given.into)
+            run.take_turns(pace, pairs, given.seconds)
+    publish("swap", rows_of(tally), as_json=given.json)
 
 
-def take_turns(operator: Operator, url: str, callers: int, pairs: int, window_s: float, per_window: int) -> list[Row]:
-    """Load the server, let windows with and without swaps take turns, and give the rows."""
-    ramp_s = _RAMP_S * callers
-    reports: list[LoadReport] = []
-    longest_s = ramp_s + 2 * _SETTLE_S + 2 * pairs * (window_s + 2 * _LATE_TO_ARRIVE_S) + _ROLLBACK_S * _ROLLBACKS
-    loading = threading.Thread(
-        target=lambda: reports.append(load(url, callers=callers, seconds=longest_s, ramp_s=ramp_s))
-    )
-    loading.start()
-    time.sleep(ramp_s + _SETTLE_S)
-    plain: list[Window] = []
-    swapped: list[Window] = []
-    for pair in range(pairs):
-        # First one, then the other begins, so that what grows in time is not put down to either.
-        for with_swaps in (pair % 2 == 0, pair % 2 == 1):
-            window = operator.window(window_s, per_window if with_swaps else 0)
-            (swapped if with_swaps else plain).append(window)
-        note(f"{sum(each.swaps for each in swapped)} swaps: late {_late(swapped)}, without {_late(plain)}")
-    before = operator.page("/api/adapters")
-    by_http = [operator.take_back(by_http=True) for _ in range(_ROLLBACKS)]
-    by_registry = [operator.take_back(by_http=False) for _ in range(_ROLLBACKS)]
-    loading.join()
-    if not reports:
-        raise RuntimeError("the load could not be held")
-    return _rows(operator, swapped, plain, before, by_http, by_registry, reports[0])
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How windows with and without swaps take turns."""
+
+    per_window: int
+    with_s: float
+    without_s: float
+
+    @property
+    def pair_s(self) -> float:
+        """Of one window each."""
+        return self.with_s + self.without_s + 2 * _LATE_TO_ARRIVE_S
+
+    def pairs(self, swaps: int, seconds: float | None) -> int:
+        """How many are needed for so many swaps, at most what fits into `seconds`; at least one."""
+        needed = max(1, -(-swaps // self.per_window))
+        return needed if seconds is None else max(1, min(needed, int(seconds / self.pair_s)))
 
 
-def _late(windows: Sequence[Window]) -> str:
-    return f"{sum(each.late for each in windows)} of {sum(each.answered for each in windows)}"
+class Run:
+    """One run: its load, its windows, and what it adds to the `tally`, which is kept after every pair of windows."""
 
+    def __init__(self, operator: Operator, url: str, callers: int, tally: Tally, into: Path | None) -> None:
+        self._operator = operator
+        self._url = url
+        self._callers = callers
+        self._tally = tally
+        self._into = into
+        tally.runs += 1
+        tally.callers.append(callers)
 
-def _rows(
-    operator: Operator,
-    swapped: Sequence[Window],
-    plain: Sequence[Window],
-    page: Any,
-    by_http: Sequence[float],
-    by_registry: Sequence[float],
-    report: LoadReport,
-) -> list[Row]:
-    late, others = (sum(each.late for each in windows) for windows in (swapped, plain))
-    answered, among = (sum(each.answered for each in windows) for windows in (swapped, plain))
-    expected = others * answered / max(1, among)
-    swaps = sum(each.swaps for each in swapped)
-    frames = report.frames
-    lost = frames.dropped + frames.skipped + frames.missing
-    trust = "" if report.client.trustworthy else "; the load generator itself was late"
-    return [
-        compare("swaps", swaps, "swaps", better="higher", remark=f"{report.callers} callers, distinct files"),
-        compare(
-            "late_frames_caused",
-            late - expected,
-            "frames",
-            better="lower",
-            goal=0,
-            remark=f"with {_late(swapped)}, without {_late(plain)}{trust}",
-        ),
-        compare("flip_ms_max", page["longest_flip_ms"], "ms", better="lower", remark="the tick is held up"),
-        compare("calls_moved", page["calls_moved"], "moves", better="higher", remark="calls that changed in silence"),
-        compare("make_live_ms_p50", statistics.median(operator.make_live_ms), "ms", better="lower"),
-        compare("frames_lost", lost, "frames", better="lower", goal=0),
-        compare("rollback_ms_max", 1000 * max(by_http), "ms", better="lower", goal=_GOAL_ROLLBACK_MS, remark="by HTTP"),
-        compare(
-            "rollback_by_registry_ms_max",
-            1000 * max(by_registry),
-            "ms",
-            better="lower",
-            goal=_GOAL_ROLLBACK_MS,
-            remark="as the learner or the command line does it",
-        ),
-    ]
+    def take_turns(self, pace: Pace, pairs: int, at_most_s: float | None = None) -> None:
+        """Load the server, let windows take turns, then take adapters back."""
+        ramp_s = _RAMP_S * self._callers
+        windows_s = min(pairs * pace.pair_s, at_most_s or math.inf)
+        lasts_s = ramp_s + 3 * _SETTLE_S + windows_s + _ROLLBACK_S * _ROLLBACKS
+        reports: list[LoadReport] = []
+        loading = threading.Thread(
+            target=lambda: reports.append(load(self._url, callers=self._callers, seconds=lasts_s, ramp_s=ramp_s))
+        )
+        loading.start()
+        time.sleep(ramp_s)
+        self._operator.await_calls(self._callers)
+        time.sleep(_SETTLE_S)
+        ends_at = time.monotonic() + windows_s
+        for pair in range(pairs):
+            self._add_pair(pace, swaps_first=pair % 2 == 0)
+            note(f"{self._tally.swaps} swaps; {self._tally.sentence()}")
+            if time.monotonic() + pace.pair_s > ends_at + _SETTLE_S:
+                break
+        self._end()
+        loading.join()
+        if not reports:
+            raise RuntimeError("the load could not be held")
+        frames = reports[0].frames
+        self._tally.frames_lost += frames.dropped + frames.skipped + frames.missing
+        self._tally.untrusted_runs += not reports[0].client.trustworthy
+        write_tally(self._into, self._tally)
+
+    def _add_pair(self, pace: Pace, *, swaps_first: bool) -> None:
+        """First one, then the other begins, so that what grows in time is not put down to either."""
+        for with_swaps in (swaps_first, not swaps_first):
+            seconds, swaps = (pace.with_s, pace.per_window) if with_swaps else (pace.without_s, 0)
+            self._tally.windows.append(self._operator.window(seconds, swaps))
+        self._tally.make_live_ms += self._operator.make_live_ms
+        self._operator.make_live_ms.clear()
+        write_tally(self._into, self._tally)
+
+    def _end(self) -> None:
+        page, tally = self._operator.page("/api/adapters"), self._tally
+        tally.flip_ms_max = max(tally.flip_ms_max, page["longest_flip_ms"])
+        tally.calls_moved += page["calls_moved"]
+        tally.rollback_ms += [1000 * self._operator.take_back(by_http=True) for _ in range(_ROLLBACKS)]
+        tally.rollback_by_registry_ms += [1000 * self._operator.take_back(by_http=False) for _ in range(_ROLLBACKS)]
 
 
 if __name__ == "__main__":

@@ -24,15 +24,19 @@ _SIZE: Final = 1e-3
 
 
 @contextmanager
-def stocked(data_dir: Path, checkpoint: str, names: list[str], *, rank: int) -> Iterator[AdapterRegistry]:
-    """Write an adapter for every name and enter it as staged, with a gate's verdict. Gives the registry."""
+def stocked(
+    data_dir: Path, checkpoint: str, names: list[str], *, rank: int, first_seed: int = 0
+) -> Iterator[AdapterRegistry]:
+    """Write an adapter for every name and enter it as staged, with a gate's verdict. Gives the registry.
+
+    From `first_seed` on each has numbers of its own."""
     engine = Engine.load(checkpoint, slots=1, device="cpu", work="native")
     layers, base = engine.adapter_layers, engine.base_sha256
     config = json.loads((checkpoint_folder(checkpoint) / "config.json").read_text())
     config |= {"lora": True, "lora_rank": rank, "lora_scaling": 2.0, "lora_name": ADAPTER_WEIGHTS}
     database = connect(data_dir)
     registry = AdapterRegistry(database)
-    for seed, name in enumerate(names):
+    for seed, name in enumerate(names, first_seed):
         folder = data_dir / "adapters" / name
         folder.mkdir(parents=True)
         generator = torch.Generator().manual_seed(seed)

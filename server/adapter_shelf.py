@@ -105,9 +105,10 @@ class Shelf:
                 self._sizes[self._ready[key].number] = self._size(row)
             except AdapterRoomError:
                 self.crowded = True
-            except (DuologueError, OSError) as problem:
-                self._refused[key] = str(problem)
-                refusals.append(Refusal(row=row, reason=str(problem)))
+            except Exception as problem:  # noqa: BLE001 - a file nobody thought of must not keep others from a rollback
+                reason = _sentence(problem)
+                self._refused[key] = reason
+                refusals.append(Refusal(row=row, reason=reason))
             del self._reading[key]
         return refusals
 
@@ -153,6 +154,13 @@ class _Slices:
         if time.monotonic() - self._began >= _SLICE_S:
             time.sleep(_REST_S)
             self._began = time.monotonic()
+
+
+def _sentence(problem: Exception) -> str:
+    if isinstance(problem, DuologueError | OSError):
+        return str(problem)
+    log.error("an adapter could not be read", exc_info=problem)
+    return f"{type(problem).__name__}: {problem}"
 
 
 def _key(row: AdapterRow) -> _Key:

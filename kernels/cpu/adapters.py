@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cpu.program import HIGHEST_RANK, LANES, LORA, Site, in_panels
+from kernels.cpu.build import load_library
+from kernels.cpu.program import HIGHEST_RANK, LANES, LORA, Site
 
 __all__ = ["AdapterMemory", "LowRank"]
 
@@ -36,11 +37,8 @@ class AdapterMemory:
         self.rank = rank
         self._sites = sites
         self.table = np.zeros((1 + count, max(1, len(sites))), LORA)
-        ranks = -(-rank // LANES) * LANES
-        sizes = [(ranks * site.width_in, -(-site.width_out // LANES) * LANES * rank) for site in sites]
-        self._memory = torch.empty(count, sum(a + b for a, b in sizes))
-        places = np.concatenate([[0], np.cumsum([a + b for a, b in sizes])]).tolist()
-        self._places = [(start, start + a) for start, (a, _) in zip(places, sizes, strict=False)]
+        most = sum(_floats(rank, site.width_in) + _floats(site.width_out, rank) for site in sites)
+        self._memory = torch.empty(count, most)
 
     @property
     def count(self) -> int:
@@ -57,26 +55,39 @@ class AdapterMemory:
     ) -> None:
         """Put an adapter in place `number`, which no row may use now. Sites whose `b` is zero cost nothing later.
 
-        `pause` is called between sites, for a thread that must not be in the way of others.
+        A site's numbers lie one behind the other, and sites in the order in which a step comes to them, so that what is
+        read next is next in memory. They are copied without the interpreter's lock. `pause` is called between sites,
+        for a thread that must not be in the way of others.
         """
         self.clear(number)
-        block = self._memory[number - 1]
-        for name, part in parts.items():
+        free = self._memory[number - 1].data_ptr()
+        for name in sorted(parts, key=self.sites.__getitem__):
             pause()
-            place = self.sites[name]
+            part, place = parts[name], self.sites[name]
             site = self._sites[place]
-            if not part.b.any():
+            a, b = free, free + 4 * _floats(part.a.shape[0], site.width_in)
+            scales = None if site.scale_O is None else (scaling * site.scale_O).float().contiguous()
+            if not _stage(part.b, scales, scaling, b):
                 continue
-            scale_O = scaling if site.scale_O is None else scaling * site.scale_O[:, None]
-            for start, panels in zip(
-                self._places[place], (in_panels(part.a), in_panels(part.b * scale_O)), strict=True
-            ):
-                block[start : start + panels.numel()] = panels.flatten()
-            first = block.data_ptr()
-            a, b = (first + 4 * start for start in self._places[place])
+            _stage(part.a, None, 1.0, a)
             self.table[number, place] = (a, b, part.a.shape[0])
+            free = b + 4 * _floats(site.width_out, part.a.shape[0])
 
     def clear(self, number: int) -> None:
         """Let a place hold nothing. No row may use it now."""
         assert number != _BASE
         self.table[number] = 0
+
+
+def _floats(width_out: int, width_in: int) -> int:
+    """How many a part takes in panels."""
+    return -(-width_out // LANES) * LANES * width_in
+
+
+def _stage(weight_OI: Tensor, scale_O: Tensor | None, scale: float, to: int) -> bool:
+    """Write a part's panels (see `program.in_panels`) at an address. Returns whether any number is not zero."""
+    weight_OI = weight_OI.float().contiguous()
+    width_out, width_in = weight_OI.shape
+    scales = None if scale_O is None else scale_O.data_ptr()
+    staged: int = load_library().stage_panels(weight_OI.data_ptr(), width_out, width_in, scales, scale, to)
+    return staged != 0

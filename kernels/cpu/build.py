@@ -55,6 +55,8 @@ def load_library() -> Library:
     pointer = ctypes.c_void_p
     library.frame_step.argtypes = [pointer, pointer, ctypes.c_int, *[pointer] * 6]
     library.frame_step.restype = None
+    library.stage_panels.argtypes = [pointer, ctypes.c_int, ctypes.c_int, pointer, ctypes.c_float, pointer]
+    library.stage_panels.restype = ctypes.c_int
     return library
 
 

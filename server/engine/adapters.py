@@ -10,15 +10,16 @@ Legend: R rank, I and O widths of a linear layer.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
-import safetensors
 import torch
 
 from kernels.cpu import LowRank
+from server.engine.weights_file import LARGEST_HEADER, WeightsError, WeightsFile, read_weights
 from server.errors import AdapterError
 
 __all__ = ["ADAPTER_WEIGHTS", "BASE_KEY", "AdapterFile", "Widths", "file_sha256", "read_adapter"]
@@ -26,8 +27,11 @@ __all__ = ["ADAPTER_WEIGHTS", "BASE_KEY", "AdapterFile", "Widths", "file_sha256"
 ADAPTER_WEIGHTS: Final = "lora.safetensors"
 BASE_KEY: Final = "base_sha256"
 _CONFIG: Final = "config.json"
+_LARGEST_CONFIG: Final = 1 << 20
+"""Bytes."""
+_LARGEST_SCALING: Final = 1e4
+"""Far beyond any that helps: 2 is usual. More would make infinity of finite numbers."""
 _HALVES: Final = ("lora_A", "lora_B")
-_LARGEST_HEADER: Final = 1 << 20
 _WIDEST_NUMBER: Final = 8
 """Bytes of a float64."""
 
@@ -73,25 +77,25 @@ def read_adapter(
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise _refused(folder, f"no {ADAPTER_WEIGHTS} in it", "the adapter's weights", "copy the whole folder")
-    _check_size(folder, path.stat().st_size, layers, rank)
-    found = file_sha256(path)
-    if sha256 is not None and found != sha256:
-        raise _refused(folder, f"weights with SHA-256 {found}", f"SHA-256 {sha256}", "copy it again")
+    most = _most_bytes(layers, rank)
+    _check_size(folder, path.stat().st_size, most, rank)
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            _check_base(folder, file.metadata() or {}, base_sha256)
-            _check_names(folder, set(file.keys()), layers)
-            parts = {name: _part(folder, file, name, widths, rank, pause) for name, widths in layers.items()}
-    except safetensors.SafetensorError as problem:
+        file = read_weights(path, most=most, pause=pause)
+    except (WeightsError, OSError) as problem:
         raise _refused(folder, f"weights that cannot be read ({problem})", "safetensors", "copy it again") from problem
-    return AdapterFile(folder=folder, sha256=found, rank=rank, scaling=scaling, parts=parts)
+    if sha256 is not None and file.sha256 != sha256:
+        raise _refused(folder, f"weights with SHA-256 {file.sha256}", f"SHA-256 {sha256}", "copy it again")
+    _check_base(folder, file.metadata, base_sha256)
+    _check_names(folder, set(file.tensors), layers)
+    parts = {name: _part(folder, file, name, widths, rank, pause) for name, widths in layers.items()}
+    return AdapterFile(folder=folder, sha256=file.sha256, rank=rank, scaling=scaling, parts=parts)
 
 
 def _settings(folder: Path, max_rank: int) -> tuple[int, float]:
     path = folder / _CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        config = json.loads(_text(path))
+    except (OSError, ValueError, RecursionError) as problem:
         raise _refused(
             folder, f"{_CONFIG} that cannot be read ({problem})", "a JSON object", "copy it again"
         ) from problem
@@ -103,9 +107,25 @@ def _settings(folder: Path, max_rank: int) -> tuple[int, float]:
         raise _refused(
             folder, f"lora_rank = {rank!r}", f"1 to {max_rank}", "train it with a lower rank, or make room for this one"
         )
-    if not isinstance(scaling, int | float) or isinstance(scaling, bool) or not 0 < scaling < float("inf"):
-        raise _refused(folder, f"lora_scaling = {scaling!r}", "a number above 0", "correct config.json")
+    if not isinstance(scaling, int | float) or isinstance(scaling, bool) or not 0 < scaling <= _LARGEST_SCALING:
+        raise _refused(
+            folder,
+            f"lora_scaling = {scaling!r}",
+            f"a number above 0, at most {_LARGEST_SCALING:g}",
+            "correct config.json",
+        )
     return rank, float(scaling)
+
+
+def _text(path: Path) -> str:
+    """What a regular file says: a pipe would never end, and neither would a disk full of it."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        text = file.read(_LARGEST_CONFIG + 1)
+    if len(text) > _LARGEST_CONFIG:
+        raise ValueError(f"it has more than {_LARGEST_CONFIG} bytes")
+    return text.decode()
 
 
 def _check_base(folder: Path, metadata: Mapping[str, str], base_sha256: str) -> None:
@@ -130,29 +150,33 @@ def _check_names(folder: Path, found: set[str], layers: Mapping[str, Widths]) ->
             )
 
 
-def _check_size(folder: Path, size: int, layers: Mapping[str, Widths], rank: int) -> None:
+def _most_bytes(layers: Mapping[str, Widths], rank: int) -> int:
+    return LARGEST_HEADER + _WIDEST_NUMBER * rank * sum(sum(widths) for widths in layers.values())
+
+
+def _check_size(folder: Path, size: int, most: int, rank: int) -> None:
     """Refuse a file that is far too big before any of it is read."""
-    most = _LARGEST_HEADER + _WIDEST_NUMBER * rank * sum(sum(widths) for widths in layers.values())
     if size > most:
         raise _refused(folder, f"weights of {size} bytes", f"at most {most} of rank {rank}", "train it again")
 
 
-def _part(folder: Path, file: Any, name: str, widths: Widths, rank: int, pause: Callable[[], None]) -> LowRank:
+def _part(folder: Path, file: WeightsFile, name: str, widths: Widths, rank: int, pause: Callable[[], None]) -> LowRank:
     pause()
     halves = []
     shapes = ((rank, widths.width_in), (widths.width_out, rank))
     for half, shape in zip(_HALVES, shapes, strict=True):
-        tensor = file.get_tensor(f"{name}.{half}.weight")
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+        stored = file.tensors[f"{name}.{half}.weight"]
+        if tuple(stored.shape) != shape or not stored.is_floating_point():
             raise _refused(
                 folder,
-                f"{name}.{half} of {tensor.dtype} {list(tensor.shape)}",
+                f"{name}.{half} of {stored.dtype} {list(stored.shape)}",
                 f"floats {list(shape)}",
                 "train it again",
             )
-        if not torch.isfinite(tensor).all():
+        tensor = stored.float()  # first: what is finite as float64 need not be
+        if not math.isfinite(float(tensor.sum())) and not torch.isfinite(tensor).all():
             raise _refused(folder, f"{name}.{half} with numbers that are not finite", "finite ones", "train it again")
-        halves.append(tensor.float())
+        halves.append(tensor)
     return LowRank(*halves)
 
 

@@ -211,6 +211,19 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: _configure(folder, lora_rank=6),
         r"lora_A of torch.float32 \[5, .*expected floats \[6",
     ),
+    "a config that nests for ever": (
+        lambda folder: (folder / "config.json").write_text("[" * 200_000),
+        "config.json that cannot be read",
+    ),
+    "a config without end": (
+        lambda folder: (folder / "config.json").write_bytes(b" " * (2 << 20)),
+        "more than 1048576 bytes",
+    ),
+    "a config that is no file": (
+        lambda folder: ((folder / "config.json").unlink(), (folder / "config.json").mkdir()),
+        "no regular file",
+    ),
+    "a scaling that makes infinities": (lambda folder: _configure(folder, lora_scaling=1e300), "lora_scaling = 1e"),
     "no scaling": (lambda folder: _configure(folder, lora_scaling="2"), "lora_scaling = '2'"),
     "no weights": (lambda folder: (folder / ADAPTER_WEIGHTS).unlink(), "no lora.safetensors"),
     "cut short": (
@@ -225,6 +238,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "not a number": (
         lambda folder: _change(folder, lambda parts: parts[FIRST_A].view(-1)[3:4].fill_(torch.nan)),
+        "text_linear.lora_A with numbers that are not finite",
+    ),
+    "infinite as a float32": (
+        lambda folder: _change(folder, lambda parts: parts.update({FIRST_A: parts[FIRST_A].double() * 1e300})),
         "text_linear.lora_A with numbers that are not finite",
     ),
     "whole numbers": (

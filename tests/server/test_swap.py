@@ -295,6 +295,31 @@ async def test_a_bad_file_is_refused_once_and_never_speaks(tiny: Path, store: Sh
         assert live.count("duologue_swap_total", result=SwapResult.REFUSED) == 1
 
 
+async def test_what_nobody_thought_of_does_not_stand_in_the_way_of_a_rollback(
+    tiny: Path, store: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.live("first", seed=1)
+    async with serving_from(store, tiny) as live:
+        assert await new_call(live) == "first"
+
+        def fail(*_: object, **__: object) -> int:
+            raise MemoryError("a file like no other")
+
+        monkeypatch.setattr(live.server.scheduler._engine, "load_adapter", fail)
+        store.live("odd", seed=2)
+        await until(lambda: "odd" not in live.server.adapters.reading and live.server.adapters.plan.live is not None)
+        await look(live)
+        listed = {each["id"]: each for each in (await page(live))["adapters"]}
+        assert listed["odd"]["problem"] == "MemoryError: a file like no other"
+        assert live.server.adapters.problem == ""
+        store.registry.roll_back("odd", reason="test")
+        await look(live)
+        assert await new_call(live) == "first"
+        store.registry.roll_back("first", reason="test")
+        await look(live)
+        assert await new_call(live) is None
+
+
 async def test_one_made_for_another_model_is_not_blamed_for_it(tiny: Path, store: Shop, tiny_24k: Path) -> None:
     folder = store.stage("other", seed=1, checkpoint="another-model")
     store.registry.promote("other", reason="test")

@@ -16,6 +16,7 @@
 #include "matmul.h"
 #include "pick.h"
 #include "program.h"
+#include "stage.h"
 
 #define NOTHING (-2)
 #define LOUDEST 16.0f
