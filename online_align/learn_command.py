@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from online_align import judging
+from online_align.judge import JudgeError
 from server.errors import DuologueError
 
 __all__ = ["once", "parser", "run"]
@@ -67,7 +68,7 @@ def _started(name: str, arguments: Sequence[str], work: Callable[[Any, argparse.
 
 
 def _one(learner: "_Learner", asked: argparse.Namespace) -> int:
-    made = learner.round()
+    made = learner.round(collect=True)
     if not learner.workers.first:
         return 0
     if asked.json:
@@ -109,16 +110,19 @@ class _Learner:
         """
         asking = False
         if self.workers.first:
-            self._collect()
+            try:
+                self._collect()
+            except JudgeError as problem:
+                log.warning("no new pairs while the judge cannot judge: %s", problem)
             asking = self._review()
         waiting = len(self._rounds.waiting())
         self._progress.waits(waiting)
         enough = waiting >= pairs_per_round or (by_clock and waiting > 0)
         return bool(self.workers.tell(self._rounds.is_unfinished() or (enough and not asking)))
 
-    def round(self) -> Any:
-        """Collect, and make one round of what waits."""
-        if self.workers.first:
+    def round(self, *, collect: bool = False) -> Any:
+        """Make one round of what waits, and first collect when asked to."""
+        if collect and self.workers.first:
             self._collect()
         return self._rounds.once()
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from online_align.learn_command import parser
+from online_align.judge import JudgeError
+from online_align.learn_command import _Learner, parser
 from online_align.pair_store import PairStore
 from online_align.round_plan import RoundFiles, Stage
+from online_align.workers import Workers
 from server.journal import open_journal
 from tests.align.test_rounds import CALLS, some
 from tests.journal.calls import record
@@ -98,3 +100,59 @@ def test_the_flags_are_these(name: str) -> None:
     }
     own = {"run": {"--pairs-per-round", "--every", "--poll-s"}, "once": {"--json"}}
     assert flags == both | own[name]
+
+
+class Waits:
+    """Rounds of which five pairs wait, and a progress that hears of it."""
+
+    def __init__(self, *, unfinished: bool = False) -> None:
+        self.unfinished, self.told = unfinished, 0
+
+    def waiting(self) -> list[str]:
+        return ["pair"] * 5
+
+    def is_unfinished(self) -> bool:
+        return self.unfinished
+
+    def waits(self, count: int) -> None:
+        self.told = count
+
+
+@pytest.mark.parametrize(
+    ("asking", "unfinished", "due"), [(False, False, True), (True, False, False), (True, True, True)]
+)
+def test_no_round_begins_while_people_are_asked_about_the_last(asking: bool, unfinished: bool, due: bool) -> None:
+    """One that was left is gone on with all the same: it is the one that they are asked about."""
+    order: list[str] = []
+
+    def collect() -> int:
+        order.append("collect")
+        return 0
+
+    def review() -> bool:
+        order.append("review")
+        return asking
+
+    rounds = Waits(unfinished=unfinished)
+    learner = _Learner(rounds, rounds, Workers(), collect, review)
+    assert learner.is_due(5, by_clock=False) is due
+    assert learner.is_due(6, by_clock=False) is (due and unfinished)
+    assert learner.is_due(6, by_clock=True) is due
+    assert rounds.told == 5
+    assert order[:2] == ["collect", "review"]
+
+
+def test_a_judge_that_cannot_judge_stops_neither_rounds_nor_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+    looked: list[bool] = []
+
+    def collect() -> int:
+        raise JudgeError(got="no answer", expected="one", remedy="look at the endpoint")
+
+    def review() -> bool:
+        looked.append(True)
+        return False
+
+    rounds = Waits()
+    assert _Learner(rounds, rounds, Workers(), collect, review).is_due(5, by_clock=False)
+    assert looked
+    assert "got no answer" in caplog.text
