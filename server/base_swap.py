@@ -56,13 +56,27 @@ class BaseSwap:
         self._loading = checkpoint
         try:
             engine, prepared = await asyncio.to_thread(self._make_ready, load, checkpoint, serving)
-            renewed = asyncio.wrap_future(self._scheduler.renew(engine, prepared.plan))
-            model = await asyncio.wait_for(renewed, _OBEY_S)
+            model = await self._put_in(checkpoint, engine, prepared)
             await asyncio.to_thread(self._adapters.follow, prepared)
         finally:
             self._loading = ""
         log.info("new calls have %s; those with %s go on to their end", model.checkpoint, serving.checkpoint)
         return model
+
+    async def _put_in(self, checkpoint: str, engine: Engine, prepared: Prepared) -> ModelInfo:
+        """Have the tick thread take it. When that does not come to it in time, it never will."""
+        renewed = self._scheduler.renew(engine, prepared.plan)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(renewed)), _OBEY_S)
+        except TimeoutError:
+            if not renewed.cancel():
+                return renewed.result()
+        await asyncio.to_thread(prepared.shelf.stop)
+        raise BaseSwapError(
+            checkpoint,
+            got=f"a step that has not ended for {_OBEY_S:g} s",
+            expected="a server that answers; look at duologue_step_age_seconds, and ask again",
+        )
 
     def _check(self, checkpoint: str) -> tuple[LoadBase, ModelInfo]:
         serving, older = self._scheduler.model, self._scheduler.older_models
@@ -86,6 +100,15 @@ class BaseSwap:
             engine.warm_up()
             prepared = self._adapters.prepare(engine)
             gc.freeze()
+        except DuologueError:
+            raise
+        except Exception as problem:
+            log.exception("%s could not be made ready", checkpoint)
+            raise BaseSwapError(
+                checkpoint,
+                got=f"{type(problem).__name__} while it was made ready: {problem}",
+                expected="a model that fits beside the one that serves",
+            ) from problem
         finally:
             gc.enable()
         return engine, prepared
@@ -104,7 +127,7 @@ class BaseSwap:
             await asyncio.shield(self.swap(asked.checkpoint))
         except BaseSwapError as problem:
             return web.Response(status=409, text=f"{problem}\n")
-        except (DuologueError, TimeoutError) as problem:
+        except DuologueError as problem:
             return web.Response(status=422, text=f"{problem}\n")
         return _json(200, self._state())
 

@@ -172,10 +172,15 @@ class Scheduler:
         return applied
 
     def renew(self, engine: Engine, plan: Plan) -> "Future[ModelInfo]":
-        """Give new calls to another engine, which is warm; those that are under way end with theirs."""
+        """Give new calls to another engine, which is warm; those that are under way end with theirs.
+
+        Nothing changes when the future is cancelled before the tick thread comes to it.
+        """
         renewed: Future[ModelInfo] = Future()
 
         def add() -> None:
+            if not renewed.set_running_or_notify_cancel():
+                return
             model = describe(engine)
             self._generations.add(Generation(engine, model, plan, swap_live=self._swap_live))
             self.model = model

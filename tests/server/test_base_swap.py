@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from server import base_swap
 from server.engine import Engine
 from tests.engine.lora import tensors, write_adapter
 from tests.server.adapter_files import Shop
@@ -138,6 +140,46 @@ async def test_what_cannot_serve_changes_nothing(tiny: Path, tiny_24k: Path, tmp
         assert (await put_in(live, tiny, {}))[0] == 401
         await caller.talk(voice(4))
         assert await base(live) == {"serving": tiny.name, "loading": None, "finishing": []}
+
+
+async def test_one_that_breaks_while_it_is_made_ready_changes_nothing(
+    tiny: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving_two(tiny) as live, calling(live.url) as caller:
+        await caller.greeted()
+
+        def fail(_self: Engine, frames: int = 4) -> None:
+            raise MemoryError("no room for it")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "warm_up", fail)
+            status, sentence = await put_in(live, other)
+        assert (status, "MemoryError while it was made ready: no room for it" in sentence) == (409, True), sentence
+        assert gc.isenabled()
+        await caller.talk(voice(4))
+        assert await base(live) == {"serving": tiny.name, "loading": None, "finishing": []}
+        assert (await put_in(live, other))[0] == 200, "the next one may come"
+
+
+async def test_one_for_which_the_tick_has_no_time_is_never_put_in(
+    tiny: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that does not end for long: the swap is given up, the tick goes on as before when it comes to it."""
+    monkeypatch.setattr(base_swap, "_OBEY_S", 0.3)
+    async with serving_two(tiny) as live, calling(live.url) as caller:
+        await caller.greeted()
+        go_on = threading.Event()
+
+        def stand_still() -> None:
+            go_on.wait(60.0)
+
+        live.server.scheduler._command(stand_still)
+        status, sentence = await put_in(live, other)
+        go_on.set()
+        assert (status, "has not ended for 0.3 s" in sentence) == (409, True), sentence
+        await caller.talk(voice(4))
+        assert await base(live) == {"serving": tiny.name, "loading": None, "finishing": []}
+        assert (await put_in(live, other))[0] == 200
 
 
 async def test_a_rollback_reaches_calls_with_the_old_model_too(tiny: Path, other: Path, tmp_path: Path) -> None:
