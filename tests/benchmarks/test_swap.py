@@ -30,8 +30,8 @@ def test_two_runs_into_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert set(FIXED) < set(first)
     assert first["swaps"]["value"] == 2
     assert first["late_frames_caused"]["goal"] == first["frames_lost"]["goal"] == 0
-    assert first["rollback_ms_max"]["value"] > 0
-    assert first["rollback_by_registry_ms_max"]["value"] > 0
+    for name in ("rollback_ms_max", "rollback_by_registry_ms_max"):  # measured where calls had fallen silent in time
+        assert first[name]["value"] is None or 0 < first[name]["value"] < 30_000
     second = run()
     assert second["swaps"]["value"] == 4, "it goes on where the first one ended"
     assert "2 runs" in second["swaps"]["remark"]
