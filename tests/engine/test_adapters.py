@@ -194,6 +194,11 @@ def _change(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> N
     save_file(parts, path, metadata=metadata)
 
 
+def _folder_for_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+
+
 def _configure(folder: Path, **settings: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
@@ -220,7 +225,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         "more than 1048576 bytes",
     ),
     "a config that is no file": (
-        lambda folder: ((folder / "config.json").unlink(), (folder / "config.json").mkdir()),
+        lambda folder: _folder_for_config(folder),
         "no regular file",
     ),
     "a scaling that makes infinities": (lambda folder: _configure(folder, lora_scaling=1e300), "lora_scaling = 1e"),
