@@ -66,7 +66,7 @@ def _smoke(**changes: object) -> Size:
 SIZES = {
     "full": Size(
         encoder_minutes=40.0,
-        decoder_minutes=40.0,
+        decoder_minutes=33.0,
         phases=(
             Phase(frames=256, minutes=90.0),
             Phase(frames=768, minutes=122.0),

@@ -194,17 +194,19 @@ def _change(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> N
     save_file(parts, path, metadata=metadata)
 
 
-def _folder_for_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-    (folder / "config.json").mkdir()
-
-
 def _configure(folder: Path, **settings: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
 FIRST_A, FIRST_B = "text_linear.lora_A.weight", "text_linear.lora_B.weight"
+
+
+def _folder_for_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json that cannot be read"),
     "not JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json that cannot be read"),
@@ -225,7 +227,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         "more than 1048576 bytes",
     ),
     "a config that is no file": (
-        lambda folder: _folder_for_config(folder),
+        _folder_for_config,
         "no regular file",
     ),
     "a scaling that makes infinities": (lambda folder: _configure(folder, lora_scaling=1e300), "lora_scaling = 1e"),
