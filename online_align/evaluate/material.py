@@ -105,7 +105,7 @@ def _span(pcm: Pcm) -> tuple[int, int]:
 
 
 def _loud_hops(pcm: Pcm) -> NDArray[np.int64]:
-    power = np.square(pcm[: len(pcm) // _HOP * _HOP].reshape(-1, _HOP)).mean(axis=1)
+    power = pcm[: len(pcm) // _HOP * _HOP].reshape(-1, _HOP).var(axis=1)
     return np.flatnonzero(power > power.max() * 10 ** (-_BELOW_LOUDEST_DB / 10)).astype(np.int64)
 
 

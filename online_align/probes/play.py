@@ -84,7 +84,7 @@ def _together(
             sound[slot] = calls[numbers[slot]][step]
         out = engine.step(sound, active)
         tokens.append(out.tokens[: len(numbers)].numpy())
-        levels.append(out.pcm[: len(numbers)].square().mean(dim=1).numpy())
+        levels.append(out.pcm[: len(numbers)].var(dim=1, correction=0).numpy())
     for slot in range(len(numbers)):
         engine.close(slot)
     tokens_TBK, power_TB = np.stack(tokens), np.stack(levels)

@@ -205,8 +205,9 @@ class ModelTrack:
             self._step(t0 + index * _BLOCK_S, level, gap_s)
 
     def _powers(self, pcm: NDArray[np.float32]) -> list[float]:
+        """Of each block's movement: a constant offset, as a codec's silence may have, is nothing that anybody hears."""
         blocks = pcm[: len(pcm) // self._block * self._block].reshape(-1, self._block)
-        powers: list[float] = np.square(blocks).mean(axis=1).tolist()
+        powers: list[float] = blocks.var(axis=1).tolist()
         return powers
 
     def _step(self, t0: float, power: float, gap_s: float) -> None:

@@ -126,7 +126,7 @@ class CallDetector:
         self._monologues.step(self._user, self._model)
 
     def _without_echo(self, both: HeardAndSaid, hops: Sequence[Hop]) -> Sequence[Hop]:
-        if float(np.square(both.said).mean()) > 10 ** (self._limits.model_on_dbfs / 10):
+        if float(np.var(both.said)) > 10 ** (self._limits.model_on_dbfs / 10):
             self._sounded = self._frames
         hops = [*self._held, *hops]
         self._held = []
