@@ -86,7 +86,8 @@ def _interruptions(cut_in: Sequence[Played]) -> dict[str, Measure]:
     yields = [min(NEVER_S, _yield_s(each)) for each in talking]
     return {
         "yield_s": _mean(yields, "s"),
-        "right_after_interruption": _share(cut_in, _right),
+        # What it told before the caller cut in is no answer that came too early.
+        "right_after_interruption": _share(cut_in, lambda each: each.words_after.endswith(each.probe.expected)),
     }
 
 

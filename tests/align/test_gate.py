@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from online_align.gate import Gate, GateSettings
 from online_align.gate_checks import DriftLimits, Limit, Side, check_behaviour
 from online_align.gate_files import FileLimits
-from online_align.probes import Measure, Sizes, drift, text_logits
+from online_align.probes import Measure, Played, Probe, ProbeKind, Sizes, behaviour, drift, text_logits
 from online_align.probes.drift import columns_batch
 from online_align.verdicts import Check, Outcome, Verdict
 from server.engine.adapters import ADAPTER_WEIGHTS, BASE_KEY, file_sha256
@@ -108,6 +109,27 @@ def test_a_share_is_compared_call_by_call() -> None:
     above = Limit(measure="early", side=Side.ABOVE, slack=0.1, harm="does not wait")
     assert judged(above, share(*[False] * 8), share(*[True] * 5 + [False] * 3)).outcome is Outcome.FAILED
     assert judged(above, share(*[True] * 5 + [False] * 3), share(*[False] * 8)).outcome is Outcome.PASSED
+
+
+def test_an_interruption_is_answered_by_what_is_said_after_it() -> None:
+    """It was telling when the caller cut in: that is no answer that came too early."""
+    probe = Probe(
+        kind=ProbeKind.INTERRUPTION, sound=np.zeros((100, 1280), np.float32), moment_s=4.0, end_s=5.5,
+        expected="Snow is white.", plain=True,
+    )  # fmt: skip
+
+    def measured(words_after: str, last_s: float) -> dict[str, Measure]:
+        return behaviour([
+            Played(
+                probe=probe, columns_TK=np.zeros((98, 13), np.int64), spoken_s=np.array([2.0, 3.6, 4.32, last_s]),
+                level_T=np.full(100, -20, np.float32), frame_s=0.08, words=f"The moon is {words_after}",
+                words_after=words_after,
+            )
+        ])  # fmt: skip
+
+    answered, told_on, nothing = measured("Snow is white.", 6.0), measured("a ball of rock.", 6.0), measured("", 4.4)
+    assert [each["right_after_interruption"].value for each in (answered, told_on, nothing)] == [1.0, 0.0, 0.0]
+    assert answered["yield_s"].value == pytest.approx(0.4), "to the end of the last word that was begun before"
 
 
 def test_lengths_must_stay_on_both_sides() -> None:
