@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from online_align.answers import Answers, AnswersError, plain_words
+from online_align.evaluate.people import people
 from online_align.judge import AXES, CONTENT_AXES, Exchange, JudgeError, best
 from online_align.judge_endpoint import EndpointJudge, EndpointSettings
 from online_align.judge_rules import RuleJudge
@@ -18,6 +19,7 @@ from online_align.judge_rules import RuleJudge
 ROOT = Path(__file__).parents[2]
 DOMAIN = ROOT / "recipes" / "mini" / "domain.toml"
 SPEECH = ROOT / "tests" / "assets" / "speech" / "index.json"
+FACTS = ("capitals", "sums", "opposites", "colours")
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +63,15 @@ def test_what_is_not_known_is_not_guessed(answers: Answers, asked: str) -> None:
 def test_every_expected_answer_of_the_shipped_recordings_is_right(answers: Answers) -> None:
     """The rules agree with a table that was written elsewhere."""
     judge = RuleJudge(answers)
-    rows = [row for row in json.loads(SPEECH.read_text()) if row["category"] in ("capitals", "sums")]
-    unknown = [row["text"] for row in rows if answers.known(row["text"]) is None]
-    assert len(rows) > 20
-    assert len(unknown) <= 1, unknown  # "What is left of two minus one?" is known too
-    for row in rows:
-        right = marked(judge, row["text"], row["expected"])
-        wrong = marked(judge, row["text"], "The capital of Kenya is Cairo.")
-        assert right > wrong + 1 or row["text"] in unknown
+    rows = [row for row in json.loads(SPEECH.read_text()) if row["category"] in FACTS]
+    asked = {row["text"]: (row["expected"], None) for row in rows}
+    asked |= {each.text: (each.expected, each.wrong) for each in people() if each.category in FACTS}
+    assert len(asked) > 300
+    assert [text for text in asked if answers.known(text) is None] == []
+    for text, (expected, wrong) in asked.items():
+        elsewhere = "The capital of Kenya is Cairo." if "Cairo" not in expected else "The capital of Kenya is Rome."
+        for other in filter(None, (elsewhere, wrong)):
+            assert marked(judge, text, expected) > marked(judge, text, other) + 1, (text, other)
 
 
 def test_right_beats_evasive_beats_nothing(answers: Answers) -> None:
@@ -108,7 +111,7 @@ def test_questions_with_answers_are_a_table_too(tmp_path: Path) -> None:
     table = Answers.read(SPEECH)
     assert len(table) > 40
     judge = RuleJudge(table)
-    assert judge.better_words(Exchange(asked="good MORNING to you", reply="")) == "Good morning to you."
+    assert judge.better_words(Exchange(asked="hello THERE", reply="")) == "Hello, how can I help you?"
     (tmp_path / "bad.toml").write_text("[capitals")
     with pytest.raises(AnswersError, match="--answers"):
         Answers.read(tmp_path / "bad.toml")
