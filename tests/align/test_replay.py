@@ -38,13 +38,15 @@ def test_nothing_changed_and_so_nothing_differs(journal: Journal) -> None:
 
 
 @pytest.mark.mini
-def test_another_seed_differs_and_what_the_caller_said_stays(journal: Journal) -> None:
+def test_other_seeds_differ_and_what_the_caller_said_stays(journal: Journal) -> None:
+    """Not every seed: the model is so sure of some answers that it says them alike with one or another."""
     about, columns = journal.reader.session("call"), journal.reader.columns("call")
-    again = replay(load("mini"), msgspec.structs.replace(about, seed=78), columns)
-    assert again.first_difference is not None
-    assert again.differing > 5
-    user = slice(1 + about.model_codebooks, None)
-    assert np.array_equal(again.tokens_TK[:, user], columns.tokens_TK[: len(again.tokens_TK), user])
+    checkpoint, user = load("mini"), slice(1 + about.model_codebooks, None)
+    others = [replay(checkpoint, msgspec.structs.replace(about, seed=seed), columns) for seed in range(78, 90)]
+    assert max(again.differing for again in others) > 5
+    for again in others:
+        assert (again.first_difference is None) == (again.differing == 0)
+        assert np.array_equal(again.tokens_TK[:, user], columns.tokens_TK[: len(again.tokens_TK), user])
 
 
 @pytest.mark.mini
