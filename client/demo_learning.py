@@ -80,9 +80,9 @@ class Learned(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def happened(self) -> bool:
-        """Whether an adapter went live under a call, is heard, and takes no more pauses than the model did before."""
+        """Whether an adapter went live under a call, is heard, and takes fewer pauses than the model did before."""
         moved = self.live_to is not None and self.live_from != self.live_to
-        return moved and self.changed > 0 and self.after.took_pause <= self.before.took_pause
+        return moved and self.changed > 0 and self.after.took_pause < self.before.took_pause
 
 
 def learn_while_serving(checkpoint: str, folder: Path, *, teachers: int = 90, askers: int = 32) -> Learned:

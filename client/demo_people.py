@@ -21,6 +21,7 @@ __all__ = ["PEOPLE", "Hesitation", "hesitations", "load_people"]
 PEOPLE: Final = Path(__file__).parent.parent / "online_align" / "speech"
 
 _SHORT: Final = ("sums", "capitals")
+_BEFORE: Final = ("of", "plus")
 _HEAD_S: Final = 0.56
 _TAIL_S: Final = 3.6
 _ROOM: Final = 3e-4
@@ -70,16 +71,18 @@ def load_people(folder: Path = PEOPLE) -> list[Said]:
 def hesitations(
     said: Sequence[Said], count: int, *, pause_s: float, seed: int, folder: Path = PEOPLE
 ) -> list[Hesitation]:
-    """`count` short questions by different people in turn, each with a pause before one of its later words."""
+    """`count` short questions by different people in turn, each with a pause before the word that matters."""
     rng = np.random.default_rng(seed)
-    fitting = [each for each in said if each.category in _SHORT and each.fault is None and len(each.words) > _FEWEST]
+    fitting = [each for each in said if each.category in _SHORT and each.fault is None and _place(each)]
     by_voice = {voice: [e for e in fitting if e.voice == voice] for voice in sorted({e.voice for e in fitting})}
     queues = [[theirs[i] for i in rng.permutation(len(theirs))] for theirs in by_voice.values()]
     picked = [queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue)]
-    return [_laid(each, int(rng.integers(2, len(each.words))), pause_s, rng, folder) for each in picked[:count]]
+    return [_laid(each, _place(each), pause_s, rng, folder) for each in picked[:count]]
 
 
-_FEWEST: Final = 3
+def _place(said: Said) -> int:
+    """The word after "of" or "plus", where people think and the shipped model jumps in; 0: there is none."""
+    return next((i for i, before in enumerate(said.words[:-1], 1) if before[0].lower() in _BEFORE), 0)
 
 
 def _laid(said: Said, word: int, pause_s: float, rng: np.random.Generator, folder: Path) -> Hesitation:

@@ -49,6 +49,7 @@ def test_missing_people_are_named() -> None:
     [
         (learned(count(2, "a", "b"), count(1, "a", "c")), True),
         (learned(count(1, "a", "b"), count(2, "a", "c")), False),
+        (learned(count(2, "a", "b"), count(2, "a", "c")), False),
         (learned(count(2, "a", "b"), count(1, "a", "b")), False),
         (learned(count(2, "a", "b"), count(1, "a", "c"), live_to=None), False),
     ],
