@@ -28,14 +28,17 @@ pytestmark = pytest.mark.mini
 ONE = Sizes(question=1, pause=0, interruption=0, hum=0, nobody=1)
 FEW = Sizes(question=6, pause=0, interruption=0, hum=0, nobody=1)
 SMALL = GateSettings(
-    sizes=Sizes(question=12, pause=4, interruption=2, hum=6, nobody=1),
-    slots=24,
+    sizes=Sizes(question=12, pause=4, interruption=2, hum=10, nobody=1),
+    slots=29,
     drift_calls=6,
     drift=DriftLimits(kl=math.inf, logprob=math.inf, entropy_low=0.0, entropy_high=math.inf),
     files=FileLimits(change=1.5),
     step_ratio=math.inf,
 )
-"""Few calls, and no limits on drift, size or time: what is caught is caught by what the model does."""
+"""Few calls, and no limits on drift, size or time: what is caught is caught by what the model does.
+
+Ten hums, for the model itself stops at a third of them, and fewer than five calls that become worse may be chance.
+"""
 
 
 @pytest.fixture(scope="module")
