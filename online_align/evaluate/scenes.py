@@ -4,7 +4,7 @@ Every scene is written out by hand as what the two do and which signals that mus
 used. It knows nothing of how signals are found.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -195,7 +195,7 @@ def _backchannels(stage: Stage) -> None:
 def _cut_off(stage: Stage) -> None:
     question = stage.question(at_least_s=1.7)
     asked = stage.user(1.0, question)
-    starts = asked - stage.uniform(0.75, 1.1)
+    starts = 1.0 + _in_speech(question, (stage.uniform(0.75, 1.3) for _ in range(50)))
     stage.model(starts, stage.reply())
     stage.label(SignalKind.CUT_OFF, starts, starts - asked)
 
@@ -299,6 +299,17 @@ def _sounding(clip: Clip, at: float) -> float:
         if blocks.min() > 1e-4 * np.square(clip.pcm).max():
             return start
     return at
+
+
+def _in_speech(clip: Clip, before_end_s: Iterable[float]) -> float:
+    """The first of the times around which the clip sounds: who begins in a rest takes a pause instead."""
+    times = [clip.seconds - each for each in before_end_s]
+    for start in times:
+        piece = clip.pcm[round((start - 0.15) * RATE_HZ) : round((start + 0.15) * RATE_HZ)]
+        blocks = np.square(piece[: len(piece) // 800 * 800].reshape(-1, 800)).mean(axis=1)
+        if blocks.min() > 1e-4 * np.square(clip.pcm).max():
+            return start
+    return times[0]
 
 
 def _steps(low: float, high: float) -> Iterator[float]:
