@@ -64,7 +64,7 @@ def test_every_expected_answer_of_the_shipped_recordings_is_right(answers: Answe
     """The rules agree with a table that was written elsewhere."""
     judge = RuleJudge(answers)
     rows = [row for row in json.loads(SPEECH.read_text()) if row["category"] in FACTS]
-    asked = {row["text"]: (row["expected"], None) for row in rows}
+    asked: dict[str, tuple[str, str | None]] = {row["text"]: (row["expected"], None) for row in rows}
     asked |= {each.text: (each.expected, each.wrong) for each in people() if each.category in FACTS}
     assert len(asked) > 300
     assert [text for text in asked if answers.known(text) is None] == []
