@@ -152,8 +152,9 @@ def small() -> hacks.Parts:
 def test_limits_on_drift_and_size(gate: Gate, calls: hacks.Calls, tmp_path: Path) -> None:
     """With their own limits, drift alone refuses a cheat, and a change as large as a layer is not even run."""
     strict = Gate("mini", GateSettings(sizes=FEW, slots=7, drift_calls=6, step_ratio=math.inf))
-    verdict = strict.judge(hacks.write(tmp_path / "mute", hacks.mute(calls)))
-    assert {"kl", "logprob_change"} <= {check.name for check in verdict.failed}
+    for name, cheat, drifted in (("mute", hacks.mute, "kl"), ("bursts", hacks.bursts, "logprob_change")):
+        verdict = strict.judge(hacks.write(tmp_path / name, cheat(calls)))
+        assert drifted in {check.name for check in verdict.failed}, name
     big = {"text_linear": (torch.eye(8, 256), torch.ones(640, 8))}
     verdict = strict.judge(hacks.write(tmp_path / "big", big))
     assert [check.name for check in verdict.failed] == ["norms"]
