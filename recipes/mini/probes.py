@@ -3,7 +3,7 @@
 - `phones`: a small network names the phonemes of each frame from the first codebook alone.
 - `words`: a small recurrent network names each word of the caller's two frames after its end, from all tokens.
 - `question`: of everything one can ask, the question is taken whose words that network heard; right is what has the
-  same answer. It bounds what a language model can do.
+  same answer. Trained on few utterances it names far fewer than the language model does: it compares codecs, no more.
 - `changed_by_*`: the share of first tokens in speech that a 10 ms shift, 20 dB noise or 6 dB less level change.
 
 All are trained on the trained voices and measured on the held-out ones, undisturbed.
