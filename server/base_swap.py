@@ -70,7 +70,7 @@ class BaseSwap:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(renewed)), _OBEY_S)
         except TimeoutError:
             if not renewed.cancel():
-                return renewed.result()
+                return await asyncio.wrap_future(renewed)
         await asyncio.to_thread(prepared.shelf.stop)
         raise BaseSwapError(
             checkpoint,
