@@ -40,7 +40,7 @@ _SPEED: Final = 2.0
 _LATE_S: Final = 0.08
 _ROUND_S: Final = 300.0
 _TRAINING: Final = ("--batch", "1", "--learning-rate", "2e-3")
-"""Some twenty pairs are little to learn from: many small steps make the most of them."""
+"""Some dozens of pairs are little to learn from: many small steps make the most of them."""
 _MOVED_S: Final = 20.0
 _SETTLE_S: Final = 2.0
 

@@ -3,7 +3,7 @@
 The stages of a round before that are in `test_rounds`, every single statement of the release in `test_release`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,30 +14,15 @@ from online_align.round_plan import Stage
 from online_align.rounds import Rounds
 from online_align.verdicts import Verdict
 from online_align.watch import watch
-from server.journal import Journal, open_journal
+from server.journal import Journal
 from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState
 from tests.align.test_release import BAD, GOOD, calls, five_turns, killed, reopen, says, users
-from tests.align.test_rounds import CALLS, FAST, Dead, some
+from tests.align.test_rounds import FAST, Dead, journal, some, tiny
 from tests.align.test_watch import LIVE_AT, made_live
-from tests.journal.calls import record
 from tests.journal.conftest import journal as both
 from tests.journal.conftest import postgres, postgres_journal, sqlite_journal
-from tests.tiny_checkpoint import write_tiny_checkpoint
 
-__all__ = ["both", "postgres", "postgres_journal", "reopen", "sqlite_journal"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_tiny_checkpoint(tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    opened = open_journal(tmp_path)
-    record(opened, CALLS, 3)
-    yield opened
-    opened.engine.dispose()
+__all__ = ["both", "journal", "postgres", "postgres_journal", "reopen", "sqlite_journal", "tiny"]
 
 
 def dies(*_: object, **__: object) -> Verdict:
