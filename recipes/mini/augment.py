@@ -1,4 +1,4 @@
-"""What happens to a voice on its way: pitch and speed, rooms, telephone bands, level, noise.
+"""What happens to a voice on its way: another throat, pitch and speed, rooms, telephone bands, level, noise.
 
 Everything takes and gives float32 [samples] at 16 kHz and a `numpy.random.Generator`, and keeps the length
 except `resampled`, which shortens by `factor` (times in an alignment shrink with it).
@@ -11,15 +11,45 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["noise", "on_the_way", "resampled"]
+__all__ = ["formants_moved", "noise", "on_the_way", "resampled"]
 
 SAMPLE_RATE = 16_000
+WINDOW, HOP = 512, 128
+QUEFRENCIES = 28  # of the cepstrum that are the envelope: below the period of a voice of 500 Hz
+MOST_GAIN = 2.5  # natural logarithm; what moves an envelope further is noise between the formants
 
 
 def resampled(sound: np.ndarray, factor: float) -> np.ndarray:
     """Play `factor` times faster: pitch, formants and speed change together."""
     positions = np.arange(int(len(sound) / factor)) * factor
     return np.interp(positions, np.arange(len(sound)), sound).astype(np.float32)
+
+
+def formants_moved(sound: np.ndarray, factor: float) -> np.ndarray:
+    """The same words from a throat `factor` times shorter: formants move up by it, pitch and speed stay.
+
+    The envelope of each short-time spectrum, its cepstrum's first coefficients, is stretched along the frequencies
+    and the harmonics are left where they are (vocal tract length perturbation, Jaitly and Hinton 2013).
+    """
+    whole = -(-len(sound) // HOP) * HOP
+    padded = np.pad(sound.astype(np.float32), (WINDOW, WINDOW + whole - len(sound)))
+    window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
+    starts = np.arange(0, len(padded) - WINDOW + 1, HOP)
+    spectra = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[starts] * window)
+    cepstra = np.fft.irfft(np.log(np.abs(spectra) + 1e-5))
+    cepstra[:, QUEFRENCIES + 1 : -QUEFRENCIES] = 0
+    envelope = np.fft.rfft(cepstra).real
+    position = np.arange(envelope.shape[1]) / factor
+    below = np.minimum(position.astype(int), envelope.shape[1] - 2)
+    share = np.minimum(position - below, 1.0)
+    moved = envelope[:, below] * (1 - share) + envelope[:, below + 1] * share
+    spectra *= np.exp(np.clip(moved - envelope, -MOST_GAIN, MOST_GAIN))
+    pieces = np.fft.irfft(spectra).astype(np.float32) * window
+    out = np.zeros_like(padded)
+    for k in range(WINDOW // HOP):  # every fourth window follows on the one before
+        part = pieces[k :: WINDOW // HOP].ravel()
+        out[k * HOP : k * HOP + len(part)] += part
+    return out[WINDOW : WINDOW + len(sound)] / np.float32(1.5)  # squared windows add up to 1.5
 
 
 def on_the_way(sound: np.ndarray, rng: np.random.Generator, *, strength: float = 1.0) -> np.ndarray:

@@ -18,6 +18,9 @@ from recipes.mini.stage import Cast, Conversation, Reply, Said, Stage
 
 __all__ = ["Writer"]
 
+SPEEDS, THROATS = (0.86, 1.18), (0.88, 1.15)  # a caller's factors on the bank's voice, see `augment`
+OTHER_THROAT = 0.6  # of the callers
+NATURAL = 0.6  # of the callers have one of Kokoro's voices; they are learned sooner than the fewer classic ones
 GAP_S = (0.12, 0.26)
 YIELD_S = (0.20, 0.32)
 TAKES_AFTER_S = (0.36, 0.46)  # silence after which a pause is taken, where that is a fault
@@ -41,7 +44,10 @@ class Writer:
     def conversation(self, frames: int) -> Conversation:
         """A conversation of exactly `frames` frames with one caller."""
         rng = self._rng
-        stage = Stage(self._cast, self._tokenizer, frames=frames, factor=float(rng.uniform(0.86, 1.18)))
+        factor, throat = float(rng.uniform(*SPEEDS)), 1.0
+        if rng.random() < OTHER_THROAT:
+            throat = float(rng.uniform(*THROATS))
+        stage = Stage(self._cast, self._tokenizer, frames=frames, factor=factor, throat=throat)
         caller = _Caller(self._cast, self._pick_voice(), stage, rng, self._fault_rate)
         at_s = float(rng.uniform(0.1, 2.0))
         if rng.random() < 0.05:
@@ -53,7 +59,8 @@ class Writer:
     def _pick_voice(self) -> str:
         rng = self._rng
         natural = [v for v in self._cast.users if v.startswith("kokoro")]
-        pool = natural if natural and rng.random() < 0.65 else self._cast.users
+        classic = [v for v in self._cast.users if v not in natural]
+        pool = natural if natural and (not classic or rng.random() < NATURAL) else classic
         return pool[rng.integers(len(pool))]
 
     def _distant(self) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 import sentencepiece
 
 from recipes.mini import bank, faults, text, voices, wordings
-from recipes.mini.augment import noise, on_the_way, resampled
+from recipes.mini.augment import formants_moved, noise, on_the_way, resampled
 from recipes.mini.bank import Utterance
 from recipes.mini.codec import FRAME_SAMPLES, SAMPLE_RATE
 from recipes.mini.wordings import BACKCHANNELS
@@ -112,12 +112,21 @@ def _reply(utterance: Utterance, sound: np.ndarray) -> Reply:
 
 
 class Stage:
-    """One conversation while it is being written. `factor`: the caller's speed and pitch, as in `resampled`."""
+    """One conversation while it is being written.
+
+    `factor`: the caller's speed and pitch, as in `resampled`; `throat`: as in `formants_moved`.
+    """
 
     def __init__(
-        self, cast: Cast, tokenizer: sentencepiece.SentencePieceProcessor, *, frames: int, factor: float
+        self,
+        cast: Cast,
+        tokenizer: sentencepiece.SentencePieceProcessor,
+        *,
+        frames: int,
+        factor: float = 1.0,
+        throat: float = 1.0,
     ) -> None:
-        self._cast, self._tokenizer, self._factor = cast, tokenizer, factor
+        self._cast, self._tokenizer, self._factor, self._throat = cast, tokenizer, factor, throat
         self.seconds = frames * text.FRAME_S
         samples = frames * FRAME_SAMPLES
         self.talk = Conversation(
@@ -127,6 +136,7 @@ class Stage:
     def say(self, utterance: Utterance, at_s: float, pauses: tuple[tuple[int, float], ...] = ()) -> Said:
         """Put a caller's utterance at `at_s`, silent for `seconds` before word `place` for each of `pauses`."""
         sound = resampled(self._cast.sound(utterance), self._factor)
+        sound = sound if self._throat == 1 else formants_moved(sound, self._throat)
         words = [(w, a / self._factor, b / self._factor) for w, a, b in utterance.words]
         found = []
         for place, seconds in sorted(pauses, reverse=True):

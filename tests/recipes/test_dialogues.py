@@ -76,7 +76,7 @@ def test_a_clean_model_is_never_wrong_and_never_faulty(cast: Cast) -> None:
 
 def test_every_fault_is_in_the_training_data_and_wrong_sentences_come_from_it_alone(cast: Cast) -> None:
     seen: set[str] = set()
-    for talk in _written(cast, fault_rate=0.8, count=40):
+    for talk in _written(cast, fault_rate=0.8, count=30, frames=1000):
         seen |= {which for which, _ in talk.faults}
         wrong = [s for s in talk.spoken if s.sentence in faults.wrong_replies()]
         assert len(wrong) <= sum(which == "says_wrong" for which, _ in talk.faults)
