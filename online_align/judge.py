@@ -12,7 +12,7 @@ import msgspec
 
 from server.errors import DuologueError
 
-__all__ = ["AXES", "CONTENT_AXES", "Exchange", "Judge", "JudgeError", "Marks", "best"]
+__all__ = ["AXES", "CONTENT_AXES", "Exchange", "Judge", "JudgeError", "Marks", "NoMarksError", "best"]
 
 CONTENT_AXES: Final = ("helpfulness", "safety", "factual_accuracy", "instruction_adherence", "tone")
 AXES: Final = (*CONTENT_AXES, "interruption", "unresponsiveness")
@@ -21,6 +21,10 @@ AXES: Final = (*CONTENT_AXES, "interruption", "unresponsiveness")
 
 class JudgeError(DuologueError):
     """A judge that cannot judge: unreachable, out of budget, or not to be understood."""
+
+
+class NoMarksError(JudgeError):
+    """A judge that is there and gives this one exchange no marks, however often it is asked. Others may get some."""
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):

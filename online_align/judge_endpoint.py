@@ -17,7 +17,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from online_align.judge import AXES, Exchange, JudgeError, Marks
+from online_align.judge import AXES, Exchange, JudgeError, Marks, NoMarksError
 
 __all__ = ["PROMPT", "EndpointJudge", "EndpointSettings"]
 
@@ -37,6 +37,8 @@ _REWRITE: Final = """You are given a talk with a spoken assistant and its last r
 reply that it should have given: true, safe, to the point, friendly, one or two short sentences, words only, as they
 are spoken. Reply with that text alone."""
 _AGAIN: Final = (408, 409, 425, 429, 500, 502, 503, 504)
+_NOT_THIS: Final = (400, 413, 422, 451)
+"""What an endpoint says to an exchange that it will not read: too long, or against its policy."""
 _LONGEST_WAIT_S: Final = 30.0
 
 
@@ -92,7 +94,13 @@ class EndpointJudge:
             return await asyncio.gather(*(one(task, exchange) for task, exchange in questions))
 
     def _headers(self) -> dict[str, str]:
-        key = os.environ.get(self._settings.key_env, "")
+        key = os.environ.get(self._settings.key_env, "").strip()
+        if not key.isprintable():
+            raise JudgeError(
+                got=f"a key with control characters in {self._settings.key_env}",
+                expected="one line, as the endpoint's owner gave it",
+                remedy="set it again",
+            )
         return {"Authorization": f"Bearer {key}"} if key else {}
 
     async def _answer(self, client: aiohttp.ClientSession, task: str, exchange: Exchange, check: Any) -> str:
@@ -105,13 +113,14 @@ class EndpointJudge:
         path = self._path(body)
         if (known := _read(path)) is not None:
             return known
-        problem = ""
+        problem, is_there = "", False
         for attempt in range(self._settings.attempts):
             if attempt:
                 await asyncio.sleep(min(self._settings.backoff_s * 2 ** (attempt - 1), _LONGEST_WAIT_S))
             answer, problem = await self._ask(client, body)
             if answer is None:
                 continue
+            is_there = True
             try:
                 kept = check(answer)
             except JudgeError as refusal:
@@ -120,7 +129,7 @@ class EndpointJudge:
             if path is not None and isinstance(kept, Marks):
                 _write(path, json.dumps(kept.axes))
             return answer
-        raise JudgeError(
+        raise (NoMarksError if is_there else JudgeError)(
             got=f"{problem} after {self._settings.attempts} attempts",
             expected=f"an answer of {self._settings.model}",
             remedy="look at the endpoint, or judge offline with --judge rules",
@@ -131,16 +140,22 @@ class EndpointJudge:
         self._spend()
         try:
             async with client.post(f"{self._settings.url.rstrip('/')}/chat/completions", json=body) as response:
-                text = await response.text()
+                text = await response.text(errors="replace")
                 if response.status in _AGAIN:
                     await asyncio.sleep(_asked_wait_s(response.headers.get("Retry-After")))
                     return None, f"status {response.status}"
                 if response.status != 200:
-                    raise JudgeError(
+                    raise (NoMarksError if response.status in _NOT_THIS else JudgeError)(
                         got=f"status {response.status} from the judge's endpoint",
                         expected="status 200",
                         remedy=f"look at its address, its model's name and the key in {self._settings.key_env}",
                     )
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as problem:
+            raise JudgeError(
+                got=f"{self._settings.url!r}, which is no address",
+                expected="http:// or https://, a host, and a path that ends in /v1",
+                remedy="correct --judge, or judge offline with --judge rules",
+            ) from problem
         except (aiohttp.ClientError, TimeoutError) as problem:
             return None, type(problem).__name__
         return self._content(text)
@@ -157,9 +172,9 @@ class EndpointJudge:
     def _content(self, text: str) -> tuple[str | None, str]:
         try:
             answer = json.loads(text)
-            self.tokens += int((answer.get("usage") or {}).get("total_tokens", 0))
+            self.tokens += _spent((answer.get("usage") or {}).get("total_tokens"))
             content = answer["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return None, "an answer that is no chat completion"
         return (content, "") if isinstance(content, str) else (None, "an answer without content")
 
@@ -185,7 +200,7 @@ def _marks(answer: str) -> Marks:
     found = re.search(r"\{.*\}", answer, re.DOTALL)
     try:
         given = json.loads(found.group()) if found else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         given = {}
     axes: dict[str, Any] = {axis: given.get(axis) for axis in AXES} if isinstance(given, dict) else {}
     good = {axis: float(mark) for axis, mark in axes.items() if _is_mark(mark)}
@@ -214,13 +229,31 @@ def _asked_wait_s(header: str | None) -> float:
         return 0.0
 
 
+def _spent(told: object) -> int:
+    """Tokens that an endpoint says it counted; none where that is no number of them."""
+    return told if isinstance(told, int) and told > 0 else 0
+
+
 def _read(path: Path | None) -> str | None:
-    return path.read_text() if path is not None and path.is_file() else None
+    """What is kept; None where nothing is, and where it is not what was written."""
+    try:
+        text = path.read_text(encoding="utf-8") if path is not None else ""
+        _marks(text)
+    except (OSError, UnicodeDecodeError, JudgeError):
+        return None
+    return text
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all, also beside another process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Whole or not at all, also beside another process. Raises `JudgeError`: what is paid for must be kept."""
     draft = path.with_suffix(f".{os.getpid()}.new")
-    draft.write_text(text)
-    draft.rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.rename(path)
+    except OSError as problem:
+        raise JudgeError(
+            got=f"marks that cannot be kept in {path.parent.parent} ({problem.strerror})",
+            expected="a folder that can be written to, with room",
+            remedy="make room there: what is judged meanwhile would be paid for again",
+        ) from problem

@@ -22,7 +22,7 @@ from online_align.answers import plain_words
 from online_align.better import Better, NoBetterError, say_better
 from online_align.conversation import Conversation
 from online_align.faults import Cut, NoCutError, find_cut
-from online_align.judge import Judge
+from online_align.judge import Judge, NoMarksError
 from online_align.labels import DEFAULT_LIMITS, Label, Limits, Opinion, label
 from online_align.pair_mix import DEFAULT_MIX, Mix, Quota, fingerprint, is_heldout
 from online_align.pair_store import PairStore
@@ -196,8 +196,8 @@ class PairBuilder:
                 continue
             try:
                 pair = self._pair(name, about, columns, complaint, cut)
-            except (NoBetterError, AdapterError) as problem:
-                tally.refused[problem.reason if isinstance(problem, NoBetterError) else "its adapter is gone"] += 1
+            except (NoBetterError, AdapterError, NoMarksError) as problem:
+                tally.refused[_why(problem)] += 1
                 continue
             made += self._add(pair, about, quota, ids, tally)
         if too_many:
@@ -314,6 +314,13 @@ def longest_stretch(columns: Columns) -> Columns | None:
     longest = max(parts, key=len)
     part = slice(int(longest[0]), int(longest[-1]) + 1)
     return Columns(ticks_T=columns.ticks_T[part], tokens_TK=columns.tokens_TK[part], logprob_T=columns.logprob_T[part])
+
+
+def _why(problem: NoBetterError | AdapterError | NoMarksError) -> str:
+    """Why there is no pair, in a few words."""
+    if isinstance(problem, NoBetterError):
+        return problem.reason
+    return "its adapter is gone" if isinstance(problem, AdapterError) else "the judge has no marks for it"
 
 
 def _pair_id(session: str, complaint: Label, cut: Cut) -> str:

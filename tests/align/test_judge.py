@@ -12,7 +12,7 @@ from aiohttp import web
 
 from online_align.answers import Answers, AnswersError, plain_words
 from online_align.evaluate.people import people
-from online_align.judge import AXES, CONTENT_AXES, Exchange, JudgeError, best
+from online_align.judge import AXES, CONTENT_AXES, Exchange, JudgeError, NoMarksError, best
 from online_align.judge_endpoint import EndpointJudge, EndpointSettings
 from online_align.judge_rules import RuleJudge
 
@@ -271,6 +271,7 @@ def test_a_busy_endpoint_is_asked_again(endpoint: Endpoint, status: int) -> None
         json.dumps({"helpfulness": 3}),
         json.dumps(RIGHT | {"tone": 9}),
         json.dumps(RIGHT | {"tone": "x"}),
+        "{" + '"a":[' * 20_000 + "}",
     ],
 )
 def test_marks_that_are_none_are_asked_for_again_and_then_refused(endpoint: Endpoint, content: str) -> None:
@@ -290,6 +291,8 @@ def test_marks_that_are_none_are_asked_for_again_and_then_refused(endpoint: Endp
         lambda **_: web.json_response({"choices": []}),
         lambda **_: web.json_response([1]),
         lambda **_: completion(None),
+        lambda **_: web.Response(body=b"\xff\xfe{", content_type="application/json"),
+        lambda **_: web.Response(text="[" * 100_000, content_type="application/json"),
     ],
 )
 def test_an_answer_that_is_no_completion_is_refused(endpoint: Endpoint, answer: Any) -> None:
@@ -309,6 +312,62 @@ def test_a_slow_endpoint_does_not_hold_us_for_ever(endpoint: Endpoint) -> None:
     endpoint.delay_s = 30.0
     with pytest.raises(JudgeError, match="TimeoutError after 2 attempts"):
         judge(endpoint, timeout_s=0.1, attempts=2).marks([ASKED])
+
+
+@pytest.mark.parametrize("address", ["judge.example.org/v1", "ftp://judge.example.org/v1", "http://127.0.0.1:99999/v1"])
+def test_what_is_no_address_is_told_at_once(address: str) -> None:
+    with pytest.raises(JudgeError, match="no address"):
+        EndpointJudge(EndpointSettings(url=address, model="stub", backoff_s=60.0)).marks([ASKED])
+
+
+def test_a_key_may_end_with_its_files_line_break_and_is_never_shown(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUOLOGUE_JUDGE_KEY", "a-secret\n")
+    judge(endpoint).marks([ASKED])
+    assert endpoint.headers[0]["Authorization"] == "Bearer a-secret"
+    monkeypatch.setenv("DUOLOGUE_JUDGE_KEY", "a-secret\nanother")
+    with pytest.raises(JudgeError, match="control characters") as refused:
+        judge(endpoint).marks([ASKED])
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("told", [None, -1_000_000, 1e999, "many"])
+def test_usage_that_is_no_number_of_tokens_costs_a_request_alone(endpoint: Endpoint, told: object) -> None:
+    body = {"choices": [{"message": {"content": json.dumps(RIGHT)}}], "usage": {"total_tokens": told}}
+    endpoint.answer = lambda number, _: web.json_response(body)
+    asking = judge(endpoint)
+    assert asking.marks([ASKED])[0].axes["tone"] == 4.0
+    assert (asking.requests, asking.tokens) == (1, 0)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\xff\xfe", b"{", b'{"tone": 4}'])
+def test_what_is_damaged_in_the_cache_is_asked_again(endpoint: Endpoint, tmp_path: Path, damaged: bytes) -> None:
+    judge(endpoint, tmp_path).marks([ASKED])
+    (kept,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    kept.write_bytes(damaged)
+    for _ in range(2):
+        assert judge(endpoint, tmp_path).marks([ASKED])[0].axes["tone"] == 4.0
+    assert len(endpoint.seen) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_refused(endpoint: Endpoint, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(JudgeError, match="cannot be kept"):
+        judge(endpoint, tmp_path / "file").marks([ASKED])
+
+
+def test_an_exchange_that_gets_no_marks_is_told_from_a_judge_that_is_not_there(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda number, body: completion("I would rather not.")
+    with pytest.raises(NoMarksError):
+        judge(endpoint).marks([ASKED])
+    endpoint.answer = lambda number, body: web.json_response({}, status=400)
+    with pytest.raises(NoMarksError):
+        judge(endpoint).marks([ASKED])
+    endpoint.answer = lambda number, body: web.json_response({}, status=503)
+    with pytest.raises(JudgeError) as nobody:
+        judge(endpoint).marks([ASKED])
+    assert not isinstance(nobody.value, NoMarksError)
 
 
 def test_nobody_there(endpoint: Endpoint) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from online_align.__main__ import main
 from online_align.answers import Answers
 from online_align.conversation import Word
-from online_align.judge import AXES, Exchange, Marks
+from online_align.judge import AXES, Exchange, Marks, NoMarksError
 from online_align.judge_rules import RuleJudge
 from online_align.pair_mix import Mix
 from online_align.pair_store import PairStore
@@ -199,6 +199,23 @@ def test_where_no_sample_is_good_the_judges_words_are_said(
     assert pair.evidence.scores["chosen"] == 5.0
 
 
+class Reluctant(Contrary):
+    """A judge that will not read what one caller said."""
+
+    def marks(self, exchanges: Sequence[Exchange]) -> list[Marks]:
+        raise NoMarksError(got="status 400", expected="status 200", remedy="ask something else")
+
+
+def test_a_call_that_the_judge_will_not_read_stops_no_other(
+    journal: Journal, checkpoint: Checkpoint, tmp_path: Path, calls: Calls
+) -> None:
+    keep(journal, "call", calls.wrong)
+    settings = PairSettings(branches=2)
+    found = PairBuilder(journal, checkpoint, data_dir=tmp_path, settings=settings, judge=Reluctant())
+    assert found.build().refused == {"the judge has no marks for it": 1}
+    assert found.build().sessions == 0, "it is not asked about the same again and again"
+
+
 class Deaf:
     """A recogniser that hears something else."""
 
@@ -247,19 +264,22 @@ def test_running_again_adds_nothing_and_says_the_same(
     assert np.array_equal(after.chosen.tokens_TK, before.chosen.tokens_TK)
 
 
-def test_the_same_call_twice_is_one_pair_and_a_caller_has_a_cap(
+def test_the_same_call_twice_is_one_pair(
     journal: Journal, checkpoint: Checkpoint, tmp_path: Path, calls: Calls
 ) -> None:
     keep(journal, "one", calls.paused)
     keep(journal, "two", calls.paused, user_hash="somebody")
     assert builder(journal, checkpoint, tmp_path).build().refused == {"the same as another": 1}
-    keep(journal, "three", calls.mute)
-    capped = builder(journal, checkpoint, tmp_path, mix=Mix(per_user=1, user_share=0.0))
-    tally = capped.build()
-    assert tally.made.total() + tally.known == 1 + (tally.refused["the same as another"] == 0)
-    assert tally.refused["enough of this caller"] == 1 or "somebody" in {
-        each.user_hash for each in PairStore(journal).read()
-    }
+
+
+@pytest.mark.parametrize("user_hash", ["somebody", ""])
+def test_a_caller_has_a_cap_and_the_anonymous_are_one_caller(
+    journal: Journal, checkpoint: Checkpoint, tmp_path: Path, calls: Calls, user_hash: str
+) -> None:
+    keep(journal, "one", calls.paused, user_hash=user_hash)
+    keep(journal, "two", calls.mute, user_hash=user_hash)
+    tally = builder(journal, checkpoint, tmp_path, mix=Mix(per_user=1, user_share=0.0)).build()
+    assert (tally.made.total(), tally.refused) == (1, {"enough of this caller": 1})
 
 
 def test_pairs_of_a_deleted_call_are_gone(
