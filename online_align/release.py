@@ -153,8 +153,8 @@ def review(
         count=count,
     )
     decision, reason = _decision(found, wanted)
-    if row.withdrawn:
-        decision, reason = Decision.HARM, _WITHDRAWN
+    if row.withdrawn or registry.refusal(row.id):
+        decision, reason = Decision.HARM, _WITHDRAWN if row.withdrawn else registry.refusal(row.id)
     if decision is Decision.WAIT and at - row.changed_at > wanted.canary.longest_s:
         late = f"No decision in {wanted.canary.longest_s / 86400:g} days, so no promotion. {reason}"
         return registry.decide(_word(row.id, passed=False, reason=late, found=found), AdapterState.REJECTED)

@@ -25,7 +25,7 @@ from server.adapter_shelf import Refusal, Shelf
 from server.engine import Engine
 from server.errors import DuologueError
 from server.journal import schema
-from server.journal.adapter_records import SPEAKING, refused
+from server.journal.adapter_records import BY_SERVER, SPEAKING, refused
 from server.journal.database import connect, exists
 from server.journal.registry import (
     AdapterRegistry,
@@ -307,7 +307,7 @@ class Adapters:
                     stage=VerdictStage.CANARY,
                     passed=False,
                     reason=reason,
-                    figures='{"by": "server"}',
+                    figures=BY_SERVER,
                 )
             )
 

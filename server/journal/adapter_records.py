@@ -15,6 +15,7 @@ import msgspec
 from server.journal.errors import JournalError
 
 __all__ = [
+    "BY_SERVER",
     "MOVES",
     "NEEDS",
     "SPEAKING",
@@ -60,6 +61,8 @@ MOVES: Final[dict[AdapterState, frozenset[AdapterState]]] = {
     AdapterState.ROLLED_BACK: frozenset(),
 }
 SPEAKING: Final = (AdapterState.CANARY, AdapterState.LIVE)
+BY_SERVER: Final = '{"by": "server"}'
+"""Figures of the verdict of a server that cannot use an adapter's files."""
 NEEDS: Final = {AdapterState.CANARY: VerdictStage.GATE, AdapterState.LIVE: VerdictStage.CANARY}
 
 

@@ -2,8 +2,9 @@
 
 An adapter is `staged`, then `canary`, then `live`, then `retired`; or it ends as `rejected` (nobody may hear it) or
 `rolled_back` (was taken back). At most one is live and one canary. Nothing becomes canary without a gate's verdict, and
-nothing live without a canary's; an operator's word is such a verdict, but replaces no gate's. Any process may ask and
-move; whoever dies between two moves leaves a state that was meant. It knows no files' contents and no model.
+nothing live without a canary's; an operator's word is such a verdict, but replaces no gate's, and nobody's word makes
+live what a server cannot read. Any process may ask and move; whoever dies between two moves leaves a state that was
+meant. It knows no files' contents and no model.
 """
 
 import time
@@ -17,6 +18,7 @@ from sqlalchemy.engine import RowMapping
 
 from server.journal import schema
 from server.journal.adapter_records import (
+    BY_SERVER,
     MOVES,
     NEEDS,
     SPEAKING,
@@ -158,6 +160,10 @@ class AdapterRegistry:
         with self._engine.connect() as connection:
             return _verdicts(connection, adapter_id)
 
+    def refusal(self, adapter_id: str) -> str:
+        """What a server that cannot use its files said of it; empty where none did."""
+        return _refusal(self.verdicts(adapter_id))
+
     def _word(
         self, connection: Connection, adapter_id: str, *, passed: bool, reason: str, figures: str = _BY_OPERATOR
     ) -> None:
@@ -223,7 +229,10 @@ def _check_may_speak(connection: Connection, known: AdapterRow, state: AdapterSt
         raise refused(f"adapter {known.id!r} beside canary {other.id!r}", "one canary at once", "let that one end")
     if known.state is AdapterState.RETIRED:
         return
-    said = [verdict for verdict in _verdicts(connection, known.id) if verdict.stage is NEEDS[state]]
+    verdicts = _verdicts(connection, known.id)
+    if state is AdapterState.LIVE and (refusal := _refusal(verdicts)):
+        raise refused(f"adapter {known.id!r}, {refusal}", "files that can be read", "take it back, and stage it anew")
+    said = [verdict for verdict in verdicts if verdict.stage is NEEDS[state]]
     if not said or not said[-1].passed:
         why = (
             f"whose last {NEEDS[state]} verdict is: {said[-1].reason}" if said else f"without a {NEEDS[state]} verdict"
@@ -279,6 +288,10 @@ def _verdicts(connection: Connection, adapter_id: str) -> tuple[VerdictRow, ...]
     table = schema.verdicts
     rows = connection.execute(select(table).where(table.c.adapter_id == adapter_id).order_by(table.c.at)).mappings()
     return tuple(VerdictRow(**dict(row) | {"stage": VerdictStage(row["stage"])}) for row in rows)
+
+
+def _refusal(said: tuple[VerdictRow, ...]) -> str:
+    return next((verdict.reason for verdict in reversed(said) if verdict.figures == BY_SERVER), "")
 
 
 def _row(row: RowMapping) -> AdapterRow:

@@ -15,7 +15,15 @@ from online_align.observations import CallCount, count_call, observe
 from online_align.release import ReleaseSettings, review, roll_back, submit, verdict_of
 from online_align.verdicts import Check, Outcome, Verdict, conclude
 from server.journal import Journal, open_journal, schema
-from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState, RegistryError, VerdictStage
+from server.journal.adapter_records import BY_SERVER
+from server.journal.registry import (
+    AdapterRegistry,
+    AdapterRow,
+    AdapterState,
+    RegistryError,
+    VerdictRow,
+    VerdictStage,
+)
 from tests.journal.calls import record, session
 from tests.journal.conftest import journal, postgres, postgres_journal, sqlite_journal
 
@@ -103,6 +111,21 @@ def test_a_deleted_call_stops_it_at_every_stage(journal: Journal) -> None:
     submit(journal, "two", judge=says(GOOD))
     assert states(journal) == {"one": "rolled_back", "two": "rejected"}
     assert "deleted" in registry.verdicts("two")[-1].reason
+
+
+def test_a_canary_that_a_server_cannot_read_is_taken_back(journal: Journal) -> None:
+    registry = AdapterRegistry(journal.engine)
+    registry.add(row("one"))
+    submit(journal, "one", judge=says(GOOD))
+    reason = "a server refuses its files: NaN"
+    registry.add_verdict(
+        VerdictRow(adapter_id="one", stage=VerdictStage.CANARY, passed=False, reason=reason, figures=BY_SERVER)
+    )
+    for evidence in ("users", "gate"):
+        looked = review(journal, ReleaseSettings(evidence=evidence))
+        assert looked is None or looked.state is AdapterState.ROLLED_BACK
+    assert states(journal) == {"one": "rolled_back"}
+    assert registry.verdicts("one")[-1].reason == reason
 
 
 def test_paths_that_lead_out_are_refused_and_not_opened(journal: Journal, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.journal import Journal
+from server.journal.adapter_records import BY_SERVER
 from server.journal.registry import (
     AdapterRegistry,
     AdapterRow,
@@ -72,6 +73,24 @@ def test_no_verdict_no_promotion(registry: AdapterRegistry) -> None:
         registry.transition("one", "live")
     assert registry.promote("one", reason="an operator heard it").state == "live"
     assert registry.verdicts("one")[-1].reason == "an operator heard it"
+
+
+def test_what_a_server_cannot_read_goes_live_by_nobodys_word(registry: AdapterRegistry) -> None:
+    bring(registry, "good", "live")
+    bring(registry, "bad", "canary")
+    assert registry.refusal("bad") == ""
+    said = VerdictRow(
+        adapter_id="bad", stage=VerdictStage.CANARY, passed=False, reason="a server refuses: NaN", figures=BY_SERVER
+    )
+    registry.add_verdict(said)
+    assert registry.refusal("bad") == "a server refuses: NaN"
+    with pytest.raises(RegistryError, match="a server refuses: NaN"):
+        registry.promote("bad", reason="I want it")
+    with pytest.raises(RegistryError, match="a server refuses: NaN"):
+        registry.decide(word("bad", "canary"), "live")
+    live = registry.live()
+    assert live and live.id == "good"
+    assert registry.roll_back("bad", reason="broken") == live
 
 
 def test_a_refused_move_leaves_no_verdict(registry: AdapterRegistry) -> None:

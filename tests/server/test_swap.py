@@ -281,9 +281,12 @@ async def test_a_bad_file_is_refused_once_and_never_speaks(tiny: Path, store: Sh
         else:
             content[-40] ^= 0x40
             weights.write_bytes(content[:-30] if spoil == "cut" else content)
-        for _ in range(2):
-            status, body = await post(live, "/api/adapters/bad/promote")
-            assert status == 200 or "a server refuses its files" in body, body
+        status, body = await post(live, "/api/adapters/bad/promote")
+        assert (status, json.loads(body)["adapter"]["ready"]) == (200, False), body
+        status, body = await post(live, "/api/adapters/bad/promote")
+        assert status == 409, body
+        assert "a server refuses its files" in body
+        assert store.registry.live().id == "first", "it speaks after the server's next start, too"
         for _ in range(3):
             await look(live)
         assert await new_call(live) == "first"
