@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def kind(name: str, do: Callable[[Journal, argparse.Namespace], int], purpose: str) -> argparse.ArgumentParser:
         made = kinds.add_parser(name, help=purpose, description=purpose)
+        add_place(made, again=True)
         made.add_argument("--json", action="store_true", help="print one JSON object")
         made.set_defaults(do=do)
         return made

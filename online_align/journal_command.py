@@ -141,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def kind(name: str, do: Callable[[Journal, argparse.Namespace], int], purpose: str) -> argparse.ArgumentParser:
         made = kinds.add_parser(name, help=purpose, description=purpose)
+        add_place(made, again=True)
         made.set_defaults(do=do)
         return made
 

@@ -12,13 +12,15 @@ from server.journal.database import exists
 __all__ = ["add_place", "do_on_journal"]
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
+def add_place(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
     """Add the flags that say where the journal is: `--data-dir`, and `--journal-url` or `DUOLOGUE_JOURNAL_URL`.
 
-    The URL may hold a password, and whoever is on the machine reads command lines.
+    The URL may hold a password, and whoever is on the machine reads command lines. With `again` they may be given to
+    a command below one that has them, and count there, too.
     """
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="the server's data folder")
-    url = os.environ.get("DUOLOGUE_JOURNAL_URL")
+    folder = argparse.SUPPRESS if again else Path("data")
+    parser.add_argument("--data-dir", type=Path, default=folder, help="the server's data folder")
+    url = argparse.SUPPRESS if again else os.environ.get("DUOLOGUE_JOURNAL_URL")
     purpose = "the database, where it is not in the data folder (default: DUOLOGUE_JOURNAL_URL of the environment)"
     parser.add_argument("--journal-url", default=url, help=purpose)
 

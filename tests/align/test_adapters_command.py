@@ -54,6 +54,17 @@ def test_list(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {row.id: row.state for row in rows} == {"later": "staged", "bad": "rejected", "good": "canary"}
 
 
+def test_where_the_journal_is_may_be_said_before_or_after_what_is_asked(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for arguments in (["--data-dir", str(data_dir), "list"], ["list", "--data-dir", str(data_dir)]):
+        assert main(["adapters", *arguments]) == 0
+        said.append(printed(capsys))
+    assert said[0] == said[1] != ""
+    assert main(["journal", "stats", "--data-dir", str(data_dir)]) == 0
+
+
 def test_show_says_why(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(data_dir, "show", "bad") == 0
     out = printed(capsys)
