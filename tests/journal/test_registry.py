@@ -89,7 +89,8 @@ def test_what_a_server_cannot_read_goes_live_by_nobodys_word(registry: AdapterRe
     with pytest.raises(RegistryError, match="a server refuses: NaN"):
         registry.decide(word("bad", "canary"), "live")
     live = registry.live()
-    assert live and live.id == "good"
+    assert live is not None
+    assert live.id == "good"
     assert registry.roll_back("bad", reason="broken") == live
 
 

@@ -286,7 +286,7 @@ async def test_a_bad_file_is_refused_once_and_never_speaks(tiny: Path, store: Sh
         status, body = await post(live, "/api/adapters/bad/promote")
         assert status == 409, body
         assert "a server refuses its files" in body
-        assert store.registry.live().id == "first", "it speaks after the server's next start, too"
+        assert store.registry.get("first").state == "live", "it speaks after the server's next start, too"
         for _ in range(3):
             await look(live)
         assert await new_call(live) == "first"
