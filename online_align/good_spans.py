@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from online_align.records import Evidence, Pair, PairKind, Side
 from server.journal import Journal, JournalError
 from server.journal.reader import SessionRow
+from server.session import model_name
 from server.signals import Signal, SignalKind, State
 
 __all__ = ["GoodSpan", "find_spans", "is_good_span", "open_spans"]
@@ -44,7 +45,7 @@ def find_spans(journal: Journal, *, checkpoint: str, silent: Collection[int], co
     for about in journal.reader.sessions(trainable=True):
         if len(found) >= count:
             break
-        if about.ended_at is not None and about.checkpoint == checkpoint:
+        if about.ended_at is not None and about.checkpoint == model_name(checkpoint):
             found += _of_call(journal, about, silent)
     return found[:count]
 

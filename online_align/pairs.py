@@ -35,6 +35,7 @@ from server.engine.checkpoint import Checkpoint
 from server.errors import AdapterError
 from server.journal import Columns, Journal, JournalError, schema
 from server.journal.reader import SessionRow
+from server.session import model_name
 from server.signals import SignalKind
 
 __all__ = ["DEFAULT_SETTINGS", "PairBuilder", "PairSettings", "Tally", "longest_stretch"]
@@ -133,7 +134,7 @@ class PairBuilder:
 
     def _session(self, about: SessionRow, quota: Quota, ids: set[str], tally: Tally) -> None:
         tally.sessions += 1
-        if about.checkpoint != self._checkpoint.name:
+        if about.checkpoint != model_name(self._checkpoint.name):
             tally.refused["a call of another model"] += 1
             return
         try:

@@ -22,6 +22,7 @@ from server.engine import SamplingParams
 from server.engine.checkpoint import Checkpoint
 from server.journal import Columns, Journal, JournalError
 from server.journal.reader import SessionRow
+from server.session import model_name
 from server.signals import Signal, SignalKind
 
 __all__ = ["find_moments"]
@@ -49,10 +50,11 @@ def find_moments(
     found: list[Moment] = []
     taken: Counter[tuple[str, bool]] = Counter()
     counts = Counter[bool]()
+    name = model_name(checkpoint.name)
     calls = [
         about
         for about in journal.reader.sessions(trainable=True)
-        if about.ended_at is not None and about.checkpoint == checkpoint.name and about.id not in set(learned)
+        if about.ended_at is not None and about.checkpoint == name and about.id not in set(learned)
     ]
     for about in calls[: _OPENED * 2 * most]:
         person = about.user_hash or about.id

@@ -278,7 +278,9 @@ class Adapters:
         if registry is None or not shelf.engine.adapter_places:
             return
         base = model_name(shelf.engine.checkpoint)
-        retired = [row for row in registry.list() if row.state is AdapterState.RETIRED and row.checkpoint == base]
+        retired = [
+            row for row in registry.list() if row.state is AdapterState.RETIRED and model_name(row.checkpoint) == base
+        ]
         before = max((row for row in retired if not row.withdrawn), key=lambda row: row.changed_at, default=None)
         if before is not None:
             shelf.want(before)
@@ -297,7 +299,7 @@ class Adapters:
         row, reason = refusal.row, f"a server refuses its files: {refusal.reason}"
         log.error("adapter %s, which is %s, does not speak: %s", row.id, row.state, refusal.reason)
         self._metrics.count_swap(SwapResult.REFUSED)
-        if row.checkpoint != model_name(engine.checkpoint):
+        if model_name(row.checkpoint) != model_name(engine.checkpoint):
             return  # made for another base model: nothing is wrong with it
         said = registry.verdicts(row.id)
         if not said or said[-1].reason != reason:

@@ -11,6 +11,7 @@ from sqlalchemy import update
 from online_align.__main__ import main
 from online_align.answers import Answers
 from online_align.conversation import Word
+from online_align.good_spans import find_spans
 from online_align.judge import AXES, Exchange, Marks, NoMarksError
 from online_align.judge_rules import RuleJudge
 from online_align.pair_mix import Mix
@@ -20,7 +21,7 @@ from online_align.records import Pair, PairKind
 from online_align.regenerate import Branch, Regenerator, silence, word_pieces
 from online_align.replay import load
 from server.engine import Engine, SamplingParams
-from server.engine.checkpoint import Checkpoint
+from server.engine.checkpoint import MINI, Checkpoint
 from server.journal import Columns, Journal, open_journal, schema
 from server.signals import Signal, SignalKind
 from tests.align.told import FRAME_S, GREEDY, Told, call, dubbed, keep, sound, spoken, with_pause
@@ -282,6 +283,18 @@ def test_a_caller_has_a_cap_and_the_anonymous_are_one_caller(
     assert (tally.made.total(), tally.refused) == (1, {"enough of this caller": 1})
 
 
+def test_a_model_in_a_folder_is_known_by_its_name_alone(journal: Journal, tmp_path: Path, calls: Calls) -> None:
+    """The journal does not say where an operator keeps it, and the learner is told just that."""
+    folder = tmp_path / "models" / "kept-here"
+    folder.parent.mkdir()
+    folder.symlink_to(MINI)
+    keep(journal, "call", calls.paused, checkpoint=folder)
+    assert journal.reader.session("call").checkpoint == "kept-here"
+    assert builder(journal, load(str(folder)), tmp_path).build().made.total() == 1
+    spans = find_spans(journal, checkpoint=str(folder), silent=(3, 0), count=9)
+    assert spans == find_spans(journal, checkpoint="kept-here", silent=(3, 0), count=9)
+
+
 def test_pairs_of_a_deleted_call_are_gone(
     journal: Journal, checkpoint: Checkpoint, tmp_path: Path, calls: Calls
 ) -> None:
@@ -349,6 +362,31 @@ def test_the_command_makes_lists_and_sounds(
     assert begun["chosen"] > begun["rejected"] + 0.5, "one waits, the other does not"
     assert main([*where, "--list"]) == 0
     assert known["id"] in capsys.readouterr().out
+    lost = [str(tmp_path / "nowhere" / "a.wav"), wavs[1]]
+    assert main([*where, "--inspect", known["id"], "--wav", *lost]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+    for wrong in (["--wav", *wavs], ["--inspect", known["id"], "--wav", wavs[0], wavs[0]], ["--branches", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*where, *wrong])
+    assert main([*where, "--inspect", ""]) == 1, "an empty name is no wish to make pairs"
+    capsys.readouterr()
     assert main([*where, "--inspect", "nobody"]) == 1
     assert "pairs --list" in capsys.readouterr().err
     assert main([*where, "--judge", "rules", "--answers", str(tmp_path / "none.toml")]) == 1
+
+
+def test_looking_for_pairs_makes_no_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pairs", "--data-dir", str(tmp_path / "typo"), "--list"]) == 1
+    assert "where no call was ever kept" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_pair_is_heard_with_the_model_that_was_called(
+    journal: Journal, checkpoint: Checkpoint, tmp_path: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair, _ = made(journal, checkpoint, tmp_path, calls.paused)
+    with journal.engine.begin() as connection:
+        connection.execute(update(schema.sessions).values(checkpoint="another"))
+    wavs = [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
+    assert main(["pairs", "--data-dir", str(tmp_path), "--inspect", pair.id, "--wav", *wavs]) == 1
+    assert "with another, to be heard with mini" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import numpy as np
 
 from server.engine import Engine, SamplingParams
 from server.journal import Journal, JournalWriter, SessionRecord, TickRecord
+from server.session import model_name
 from server.signals import Board, RowFrame, Signal
 from tests.signals.sounds import clip
 
@@ -109,9 +110,9 @@ def keep(
     writer.start()
     writer.begin(
         SessionRecord(
-            id=name, user_hash=user_hash, train=train, checkpoint=str(checkpoint), version="test", detector="test",
-            seed=told.seed, sampling=msgspec.json.encode(sampling).decode(), codebooks=told.tokens_TK.shape[1],
-            model_codebooks=model_codebooks, frame_rate=12.5,
+            id=name, user_hash=user_hash, train=train, checkpoint=model_name(str(checkpoint)), version="test",
+            detector="test", seed=told.seed, sampling=msgspec.json.encode(sampling).decode(),
+            codebooks=told.tokens_TK.shape[1], model_codebooks=model_codebooks, frame_rate=12.5,
         )
     )  # fmt: skip
     for tick, column in enumerate(told.tokens_TK):
