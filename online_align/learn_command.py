@@ -21,6 +21,7 @@ import msgspec
 
 from online_align import judging
 from online_align.judge import JudgeError
+from online_align.on_journal import at_least_one
 from server.errors import DuologueError
 
 __all__ = ["once", "parser", "run"]
@@ -273,11 +274,11 @@ def parser(name: str) -> argparse.ArgumentParser:
     made.add_argument("--journal-url", default=url, help="the database, where it is not in the data folder")
     made.add_argument("--checkpoint", default="mini", help="the base model: mini, a folder, or hf:owner/name")
     made.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    made.add_argument("--threads", type=int, default=1, help="processor threads (default: %(default)s)")
+    made.add_argument("--threads", type=at_least_one, default=1, help="processor threads (default: %(default)s)")
     places = ("idle", "low", "normal")
     made.add_argument("--priority", choices=places, default="idle", help="on the processor (default: %(default)s)")
-    made.add_argument("--most-pairs", type=int, default=512, help="in one round (default: %(default)s)")
-    made.add_argument("--save-every", type=int, default=1, metavar="STEPS", help="how often a pass is saved")
+    made.add_argument("--most-pairs", type=at_least_one, default=512, help="in one round (default: %(default)s)")
+    made.add_argument("--save-every", type=at_least_one, default=1, metavar="STEPS", help="how often a pass is saved")
     made.add_argument("--metrics-port", type=int, default=None, help="serve metrics there; 0 chooses a port")
     made.add_argument("--metrics-host", default="127.0.0.1", help="address for that (default: %(default)s)")
     made.add_argument("--metrics-textfile", type=Path, default=None, help="default: learner/metrics.prom")
@@ -292,7 +293,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     if name == "once":
         made.add_argument("--json", action="store_true", help="print the round as JSON")
     else:
-        made.add_argument("--pairs-per-round", type=int, default=32, help="that start one (default: %(default)s)")
+        made.add_argument("--pairs-per-round", type=at_least_one, default=32, help="that start one (%(default)s)")
         made.add_argument("--every", type=float, default=3600.0, metavar="S", help="seconds; 0 for never")
         made.add_argument("--poll-s", type=float, default=5.0, help="how often to look (default: %(default)s)")
     return made

@@ -9,7 +9,7 @@ from server.errors import DuologueError
 from server.journal import JournalError, open_journal
 from server.journal.database import exists
 
-__all__ = ["add_place", "do_on_journal"]
+__all__ = ["add_place", "at_least_one", "do_on_journal"]
 
 
 def add_place(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
@@ -23,6 +23,17 @@ def add_place(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
     url = argparse.SUPPRESS if again else os.environ.get("DUOLOGUE_JOURNAL_URL")
     purpose = "the database, where it is not in the data folder (default: DUOLOGUE_JOURNAL_URL of the environment)"
     parser.add_argument("--journal-url", default=url, help=purpose)
+
+
+def at_least_one(text: str) -> int:
+    """For `argparse`: a whole number from 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number from 1")
+    return number
 
 
 def do_on_journal(asked: argparse.Namespace) -> int:

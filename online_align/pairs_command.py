@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from online_align import judging
-from online_align.on_journal import add_place, do_on_journal
+from online_align.on_journal import add_place, at_least_one, do_on_journal
 from online_align.pair_mix import Mix
 from online_align.pair_store import PairStore, PairSummary
 from online_align.records import Pair, PairKind
@@ -144,16 +144,6 @@ def _write(pair: Pair, about: Any, asked: argparse.Namespace) -> None:
             ) from problem
 
 
-def _at_least_one(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number from 1")
-    return number
-
-
 def _kinds(text: str) -> list[PairKind]:
     try:
         return [PairKind(letter.strip().upper()) for letter in text.split(",")]
@@ -170,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", default="mini", help="the model that was called (default: %(default)s)")
     parser.add_argument("--kinds", type=_kinds, default=list(PairKind), help="of A,B,C,D (default: all)")
     parser.add_argument(
-        "--sessions", type=_at_least_one, default=1000, help="the newest so many calls, or pairs of --list"
+        "--sessions", type=at_least_one, default=1000, help="the newest so many calls, or pairs of --list"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     what = parser.add_mutually_exclusive_group()
@@ -181,10 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--min-confidence", type=float, default=0.5, help="of a complaint (default: %(default)s)")
     parser.add_argument(
-        "--branches", type=_at_least_one, default=8, help="samples a judge chooses from (default: %(default)s)"
+        "--branches", type=at_least_one, default=8, help="samples a judge chooses from (default: %(default)s)"
     )
     parser.add_argument(
-        "--per-user", type=_at_least_one, default=Mix().per_user, help="pairs of one caller (default: %(default)s)"
+        "--per-user", type=at_least_one, default=Mix().per_user, help="pairs of one caller (default: %(default)s)"
     )
     parser.add_argument(
         "--free", type=int, default=Mix().free, help="pairs of a kind whatever the mix (default: %(default)s)"

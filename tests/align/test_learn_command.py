@@ -102,6 +102,16 @@ def test_the_flags_are_these(name: str) -> None:
     assert flags == both | own[name]
 
 
+@pytest.mark.parametrize("flag", ["--threads", "--most-pairs", "--save-every", "--pairs-per-round"])
+@pytest.mark.parametrize("number", ["0", "-1", "many"])
+def test_numbers_that_cannot_be_are_refused_before_anything_begins(
+    flag: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parser("run").parse_args([flag, number])
+    assert "a whole number from 1" in capsys.readouterr().err
+
+
 class Waits:
     """Rounds of which five pairs wait, and a progress that hears of it."""
 
