@@ -21,7 +21,8 @@ __all__ = ["Writer"]
 SPEEDS, THROATS = (0.86, 1.18), (0.88, 1.15)  # a caller's factors on the bank's voice, see `augment`
 OTHER_THROAT = 0.6  # of the callers
 NATURAL = 0.6  # of the callers have one of Kokoro's voices; they are learned sooner than the fewer classic ones
-GAP_S = (0.12, 0.26)
+GAP_S = (0.14, 0.24)
+LATE_S = ((0.05, (0.58, 0.66)), (0.04, (1.64, 1.72)))  # shares of the answers, and their gaps
 YIELD_S = (0.20, 0.32)
 TAKES_AFTER_S = (0.36, 0.46)  # silence after which a pause is taken, where that is a fault
 PAUSE_S = (0.3, 1.5)
@@ -102,7 +103,21 @@ class _Caller:
             self._again = self._other_words(question)
             return said.end_s + float(self._rng.uniform(2.6, 4.5))
         reply = self._reply(question, said.end_s)
-        return self._answered(question, reply, max(said.end_s + self._uniform(GAP_S), free_s + 0.1))
+        return self._answered(question, reply, max(said.end_s + self._gap_s(), free_s + 0.1))
+
+    def _gap_s(self) -> float:
+        """From the end of a question to its answer.
+
+        Some answers are late, the last of them after the longest pause within a question. Who never heard a late one
+        and hesitates in the two or three frames in which answers begin would be silent for ever: spread over them,
+        none is more likely than not.
+        """
+        drawn = self._rng.random()
+        for share, late_s in LATE_S:
+            if drawn < share:
+                return self._uniform(late_s)
+            drawn -= share
+        return self._uniform(GAP_S)
 
     def _answered(self, question: Utterance, reply: Reply, start_s: float) -> float:
         rng = self._rng
