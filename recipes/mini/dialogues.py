@@ -15,14 +15,16 @@ from recipes.mini import faults
 from recipes.mini.bank import Utterance
 from recipes.mini.script import SHARES
 from recipes.mini.stage import Cast, Conversation, Reply, Said, Stage
+from recipes.mini.text import FRAME_S
 
 __all__ = ["Writer"]
 
 SPEEDS, THROATS = (0.86, 1.18), (0.88, 1.15)  # a caller's factors on the bank's voice, see `augment`
 OTHER_THROAT = 0.6  # of the callers
 NATURAL = 0.6  # of the callers have one of Kokoro's voices; they are learned sooner than the fewer classic ones
-GAP_S = (0.14, 0.24)
-LATE_S = ((0.05, (0.58, 0.66)), (0.04, (1.64, 1.72)))  # shares of the answers, and their gaps
+GAP_S, LATE_GAP_S = (0.12, 0.17), (1.64, 1.69)  # before the first frame in which an answer may begin
+LATE = 0.01  # of the answers begin later than any pause lasts
+BEGINS = 0.65  # of the answers that have not begun do so with the next frame
 YIELD_S = (0.20, 0.32)
 TAKES_AFTER_S = (0.36, 0.46)  # silence after which a pause is taken, where that is a fault
 PAUSE_S = (0.3, 1.5)
@@ -108,16 +110,12 @@ class _Caller:
     def _gap_s(self) -> float:
         """From the end of a question to its answer.
 
-        Some answers are late, the last of them after the longest pause within a question. Who never heard a late one
-        and hesitates in the two or three frames in which answers begin would be silent for ever: spread over them,
-        none is more likely than not.
+        With every frame most of the answers still to come begin. Spread evenly over a few frames instead, none of
+        them is likelier than not to somebody who hesitates, and after the last a greedy model is silent for ever.
         """
-        drawn = self._rng.random()
-        for share, late_s in LATE_S:
-            if drawn < share:
-                return self._uniform(late_s)
-            drawn -= share
-        return self._uniform(GAP_S)
+        rng = self._rng
+        first_s = LATE_GAP_S if rng.random() < LATE else GAP_S
+        return self._uniform(first_s) + FRAME_S * (int(rng.geometric(BEGINS)) - 1)
 
     def _answered(self, question: Utterance, reply: Reply, start_s: float) -> float:
         rng = self._rng
