@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from online_align.records import Evidence, Pair, PairKind, Side
 from server.journal import Journal, JournalError
 from server.journal.reader import SessionRow
-from server.session import model_name
 from server.signals import Signal, SignalKind, State
 
 __all__ = ["GoodSpan", "find_spans", "is_good_span", "open_spans"]
@@ -39,13 +38,15 @@ class GoodSpan(msgspec.Struct, frozen=True, kw_only=True):
     frames: int
 
 
-def find_spans(journal: Journal, *, checkpoint: str, silent: Collection[int], count: int) -> list[GoodSpan]:
-    """The newest `count` spans of calls to `checkpoint` that may be trained on. `silent` are the padding tokens."""
+def find_spans(
+    journal: Journal, *, checkpoint: str, base_sha256: str, silent: Collection[int], count: int
+) -> list[GoodSpan]:
+    """The newest `count` spans of calls to this model that may be trained on. `silent` are the padding tokens."""
     found: list[GoodSpan] = []
     for about in journal.reader.sessions(trainable=True):
         if len(found) >= count:
             break
-        if about.ended_at is not None and about.checkpoint == model_name(checkpoint):
+        if about.ended_at is not None and about.is_of(checkpoint, base_sha256):
             found += _of_call(journal, about, silent)
     return found[:count]
 

@@ -30,12 +30,12 @@ from online_align.records import Evidence, Pair, PairKind, Side
 from online_align.regenerate import Regenerator
 from online_align.repeats import keep_repeats
 from online_align.transcribe import Recogniser, side_pcm, transcribe
-from server.engine import SamplingParams
+from server.engine import SamplingParams, model_name
+from server.engine.adapters import file_sha256
 from server.engine.checkpoint import Checkpoint
 from server.errors import AdapterError
 from server.journal import Columns, Journal, JournalError, schema
 from server.journal.reader import SessionRow
-from server.session import model_name
 from server.signals import SignalKind
 
 __all__ = ["DEFAULT_SETTINGS", "PairBuilder", "PairSettings", "Tally", "longest_stretch"]
@@ -134,7 +134,7 @@ class PairBuilder:
 
     def _session(self, about: SessionRow, quota: Quota, ids: set[str], tally: Tally) -> None:
         tally.sessions += 1
-        if about.checkpoint != model_name(self._checkpoint.name):
+        if not about.is_of(model_name(self._checkpoint.name), self._base_sha256):
             tally.refused["a call of another model"] += 1
             return
         try:
@@ -148,6 +148,10 @@ class PairBuilder:
         call, found = complaints
         tally.complaints.update(each.kind.value for each in found if each.kind)
         self._make(about, columns, call, found, quota, ids, tally)
+
+    @functools.cached_property
+    def _base_sha256(self) -> str:
+        return file_sha256(self._checkpoint.lm_path)
 
     def _complaints(self, about: SessionRow, columns: Columns) -> tuple[Conversation, list[Label]] | None:
         """What happened and the complaints to work on, in order; None where there are none."""

@@ -14,8 +14,8 @@ from online_align.on_journal import add_place, at_least_one, do_on_journal
 from online_align.pair_mix import Mix
 from online_align.pair_store import PairStore, PairSummary
 from online_align.records import Pair, PairKind
+from server.engine import model_name
 from server.journal import Journal, JournalError
-from server.session import model_name
 
 __all__ = ["run"]
 

@@ -18,11 +18,11 @@ from online_align.pairs import longest_stretch
 from online_align.probes.recorded import Moment, still_after
 from online_align.records import PairKind
 from online_align.transcribe import model_turns
-from server.engine import SamplingParams
+from server.engine import SamplingParams, model_name
+from server.engine.adapters import file_sha256
 from server.engine.checkpoint import Checkpoint
 from server.journal import Columns, Journal, JournalError
 from server.journal.reader import SessionRow
-from server.session import model_name
 from server.signals import Signal, SignalKind
 
 __all__ = ["find_moments"]
@@ -50,11 +50,11 @@ def find_moments(
     found: list[Moment] = []
     taken: Counter[tuple[str, bool]] = Counter()
     counts = Counter[bool]()
-    name = model_name(checkpoint.name)
+    model, base_sha256 = model_name(checkpoint.name), file_sha256(checkpoint.lm_path)
     calls = [
         about
         for about in journal.reader.sessions(trainable=True)
-        if about.ended_at is not None and about.checkpoint == name and about.id not in set(learned)
+        if about.ended_at is not None and about.is_of(model, base_sha256) and about.id not in set(learned)
     ]
     for about in calls[: _OPENED * 2 * most]:
         person = about.user_hash or about.id

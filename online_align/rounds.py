@@ -28,6 +28,7 @@ from online_align.starting import Starting
 from online_align.unpaired import KTO, mismatched
 from online_align.waiting import Waiting, waiting_of
 from online_align.workers import Workers
+from server.engine import model_name
 from server.engine.adapters import file_sha256
 from server.journal import Journal, JournalError
 from server.journal.registry import AdapterRegistry, AdapterRow
@@ -81,7 +82,7 @@ class Rounds:
         save_every: int = 1,
     ) -> None:
         self._data_dir, self._journal, self._settings = data_dir, journal, settings
-        self._checkpoint = checkpoint
+        self._checkpoint_name = model_name(checkpoint)
         self._hand_over, self._told, self._workers = hand_over, told, workers or Workers()
         self._most_pairs, self._save_every = most_pairs, save_every
         self._store, self._registry = PairStore(journal), AdapterRegistry(journal.engine)
@@ -149,7 +150,7 @@ class Rounds:
             number=number,
             made_at=time.time(),
             parent=self._starting.parent(base),
-            checkpoint=self._checkpoint,
+            checkpoint=self._checkpoint_name,
             base_sha256=base,
             settings=self._settings,
             pairs=tuple(waiting),
@@ -157,7 +158,8 @@ class Rounds:
             good=tuple(
                 find_spans(
                     self._journal,
-                    checkpoint=self._checkpoint,
+                    checkpoint=self._checkpoint_name,
+                    base_sha256=base,
                     silent=(lm.text_padding_token_id, lm.end_of_text_padding_id),
                     count=round(self._settings.good * len(waiting)),
                 )

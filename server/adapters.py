@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.adapter_plan import Plan, Version
 from server.adapter_shelf import Refusal, Shelf
-from server.engine import Engine
+from server.engine import Engine, model_name
 from server.errors import DuologueError
 from server.journal import schema
 from server.journal.adapter_records import BY_SERVER, SPEAKING, refused
@@ -35,7 +35,6 @@ from server.journal.registry import (
     VerdictStage,
 )
 from server.metrics import Metrics, SwapResult
-from server.session import model_name
 
 __all__ = ["Adapters", "Applied", "Prepared"]
 

@@ -160,6 +160,7 @@ def describe(engine: Engine) -> ModelInfo:
         tokenizer=engine.text_tokenizer,
         silent_tokens=frozenset((engine.text_padding_id, engine.end_of_text_padding_id)),
         recommended_sampling=engine.recommended_sampling,
+        base_sha256=engine.base_sha256,
         context_frames=engine.context_frames,
         work=engine.work,
         cache_dtype=engine.cache_dtype,

@@ -252,6 +252,7 @@ class Listening:
             user_hash=call.session.user_hash,
             train=call.consent.train,
             checkpoint=model.name,
+            base_sha256=model.base_sha256,
             adapter=call.adapter,
             version=_version(),
             detector=call.detector.version,

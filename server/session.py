@@ -11,7 +11,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -20,7 +19,7 @@ from server import protocol
 from server.boxes import HeardFrame, Inbox, Outbox, Reply, Throttle
 from server.config import ServerConfig
 from server.endings import Endings
-from server.engine import SamplingParams
+from server.engine import SamplingParams, model_name
 from server.metrics import AdapterRole, FrameResult, IgnoredMessage, Metrics, Stage
 from server.ogg import OggWriter
 from server.parameters import CallParameters
@@ -29,7 +28,7 @@ from server.signals import Signal
 from server.sound import PACKET_MS, SoundEncoder, SoundReader, slices
 from server.words import WordReader
 
-__all__ = ["ModelInfo", "Report", "Session", "SessionView", "Wire", "model_name"]
+__all__ = ["ModelInfo", "Report", "Session", "SessionView", "Wire"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +57,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: Any
     silent_tokens: frozenset[int]
     recommended_sampling: SamplingParams
+    base_sha256: str = ""
+    """Of the language model's weights: which model it was, whatever its folder is called."""
     context_frames: int = 0
     """Frames the model remembers; 0 when that is not known."""
     work: str = ""
@@ -80,11 +81,6 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     def frames(self, milliseconds: float) -> int:
         """Whole frames in a time."""
         return max(1, int(milliseconds * self.frame_rate / 1000))
-
-
-def model_name(checkpoint: str) -> str:
-    """What anybody may know of a checkpoint that an operator named: not where it is kept."""
-    return checkpoint if checkpoint.startswith("hf:") else Path(checkpoint).absolute().name
 
 
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):

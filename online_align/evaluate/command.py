@@ -21,12 +21,11 @@ SUITES: Final = {
 
 def run(arguments: Sequence[str]) -> int:
     """Measure and print. Returns 0 when every goal is met, else 1; 2 when it could not be measured."""
-    which = _parser(add_help=False)
-    named = which.parse_known_args([each for each in arguments if each not in ("-h", "--help")])[0]
-    suite = importlib.import_module(SUITES[named.suite])
-    parser = _parser(add_help=True)
-    suite.add_arguments(parser)
+    parser = _parser()
+    if (named := _named_suite(arguments)) in SUITES:
+        importlib.import_module(SUITES[named]).add_arguments(parser)
     asked = parser.parse_args(arguments)
+    suite = importlib.import_module(SUITES[asked.suite])
     note(f"suite {asked.suite} on {asked.checkpoint}")
     try:
         rows = suite.measured_rows(asked)
@@ -37,12 +36,21 @@ def run(arguments: Sequence[str]) -> int:
     return 0 if all(row.met is not False for row in rows) else 1
 
 
-def _parser(*, add_help: bool) -> argparse.ArgumentParser:
+def _named_suite(arguments: Sequence[str]) -> str:
+    """The word after `--suite`, whatever it is; empty where there is none."""
+    which = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    which.add_argument("--suite", default="")
+    try:
+        return str(which.parse_known_args(arguments)[0].suite)
+    except argparse.ArgumentError:
+        return ""
+
+
+def _parser() -> argparse.ArgumentParser:
     """What all suites have in common; the named suite adds its own."""
     parser = argparse.ArgumentParser(
         prog="duologue-align evaluate",
         description="Measure what the project claims. Each suite has settings of its own: --suite NAME --help.",
-        add_help=add_help,
     )
     parser.add_argument("--suite", choices=sorted(SUITES), required=True)
     parser.add_argument("--json", action="store_true", help="print one JSON object last instead of a table")

@@ -16,7 +16,7 @@ from moshi.models import loaders
 from server.engine.params import SamplingParams
 from server.errors import CheckpointError, SamplingError
 
-__all__ = ["MINI", "Checkpoint", "load_checkpoint"]
+__all__ = ["MINI", "Checkpoint", "load_checkpoint", "model_name"]
 
 MINI = Path(__file__).parent.parent / "checkpoints" / "mini"
 """The embedded model's folder."""
@@ -57,12 +57,18 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """
 
     name: str
+    """As it was asked for: `model_name` makes of it what is written down."""
     lm_path: Path
     """The language model's weights."""
     lm: Any
     mimi: Any
     text_tokenizer: Any
     sampling: SamplingParams
+
+
+def model_name(checkpoint: str) -> str:
+    """What is written down, and what anybody may know, of a checkpoint that an operator named: not where it is kept."""
+    return checkpoint if checkpoint.startswith(_HUB_PREFIX) else Path(checkpoint).absolute().name
 
 
 def load_checkpoint(source: str | Path, *, device: torch.device, dtype: torch.dtype) -> Checkpoint:

@@ -31,6 +31,7 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     keep: bool
     train: bool
     checkpoint: str
+    base_sha256: str
     adapter: str
     version: str
     detector: str
@@ -40,6 +41,10 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     model_codebooks: int
     frame_rate: float
     first_tick: int
+
+    def is_of(self, model: str, base_sha256: str) -> bool:
+        """Whether it was held with these weights; a call kept before they were noted is known by the name alone."""
+        return self.base_sha256 == base_sha256 if self.base_sha256 else self.checkpoint == model
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     keep: bool = True
     train: bool = False
     checkpoint: str
+    base_sha256: str = ""
     adapter: str = ""
     version: str
     detector: str

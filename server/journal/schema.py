@@ -54,6 +54,12 @@ sessions = Table(
     _column("keep", Boolean, "The caller permits keeping the call. True for every row: others are never written."),
     _column("train", Boolean, "The caller permits training on the call."),
     _column("checkpoint", String(256), "Name of the base model."),
+    _column(
+        "base_sha256",
+        String(64),
+        "SHA-256 of its language model's weights; empty for calls kept before this was noted.",
+        server_default="",
+    ),
     _column("adapter", String(64), "Id of the adapter at the first recorded frame; empty for the base model."),
     _column("version", String(32), "Version of the server."),
     _column("detector", String(64), "Version of the rules that found the signals."),

@@ -51,7 +51,7 @@ def call(
 
 
 def found(journal: Journal, count: int = 10) -> list[GoodSpan]:
-    return find_spans(journal, checkpoint="mini", silent=(PAD, 0), count=count)
+    return find_spans(journal, checkpoint="mini", base_sha256="ab", silent=(PAD, 0), count=count)
 
 
 def test_an_answer_begins_in_the_middle_of_its_span(journal: Journal) -> None:
@@ -76,11 +76,13 @@ def test_an_answer_begins_in_the_middle_of_its_span(journal: Journal) -> None:
         ((signal(1, SignalKind.BACKCHANNEL, 2.1),), {}),
         ((ANSWERED,), {"train": False}),
         ((ANSWERED,), {"checkpoint": "another"}),
+        ((ANSWERED,), {"base_sha256": "cd"}),
         ((ANSWERED,), {"word": 50, "frames": 60}),
         ((ANSWERED,), {"frames": FIRST_WORD + 5}),
         ((ANSWERED,), {"word": 10}),
     ],
-    ids=["a takeover", "no response", "thumbs down", "late", "no answer", "not permitted", "another model", "no word",
+    ids=["a takeover", "no response", "thumbs down", "late", "no answer", "not permitted", "another model",
+         "other weights of that name", "no word",
          "cut short", "it was talking already"],
 )  # fmt: skip
 def test_what_is_none(journal: Journal, signals: tuple[Signal, ...], more: dict[str, object]) -> None:

@@ -88,6 +88,17 @@ def test_the_command_prints_one_object_with_every_group(capsys: pytest.CaptureFi
     assert code == int(any(row["met"] is False for row in report["rows"]))
 
 
+def test_help_needs_no_suite_and_names_that_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for asked, told in (["--help"], "{mini,outside,signals}"), (["--suite", "signals", "--help"], "--rounds"):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            command.run(asked)
+        assert told in capsys.readouterr().out
+    for wrong in ([], ["--suite"], ["--suite", "none"]):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            command.run(wrong)
+        assert "--suite" in capsys.readouterr().err
+
+
 def test_every_suite_has_its_settings() -> None:
     for name in command.SUITES.values():
         parser = argparse.ArgumentParser()

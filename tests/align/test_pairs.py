@@ -21,6 +21,7 @@ from online_align.records import Pair, PairKind
 from online_align.regenerate import Branch, Regenerator, silence, word_pieces
 from online_align.replay import load
 from server.engine import Engine, SamplingParams
+from server.engine.adapters import file_sha256
 from server.engine.checkpoint import MINI, Checkpoint
 from server.journal import Columns, Journal, open_journal, schema
 from server.signals import Signal, SignalKind
@@ -308,12 +309,23 @@ def test_calls_of_other_models_and_adapters_that_are_gone_are_counted(
     journal: Journal, checkpoint: Checkpoint, tmp_path: Path, calls: Calls
 ) -> None:
     keep(journal, "other", calls.paused, checkpoint="another")
+    keep(journal, "other weights", calls.paused, base_sha256="0" * 64)
     keep(journal, "adapted", calls.paused)
     with journal.engine.begin() as connection:
         adapted = schema.sessions.c.id == "adapted"
         connection.execute(update(schema.sessions).where(adapted).values(adapter="gone"))
     tally = builder(journal, checkpoint, tmp_path).build()
-    assert tally.refused == {"a call of another model": 1, "its adapter is gone": 1}
+    assert tally.refused == {"a call of another model": 2, "its adapter is gone": 1}
+
+
+def test_a_model_that_is_named_by_its_folder_is_the_one_that_was_called(
+    journal: Journal, checkpoint: Checkpoint, tmp_path: Path, calls: Calls
+) -> None:
+    by_folder = msgspec.structs.replace(checkpoint, name=str(MINI))
+    keep(journal, "of its name", calls.fine)
+    keep(journal, "of its weights", calls.fine, checkpoint="moved", base_sha256=file_sha256(checkpoint.lm_path))
+    tally = builder(journal, by_folder, tmp_path).build()
+    assert (tally.sessions, tally.refused) == (2, {})
 
 
 def test_of_a_call_with_gaps_the_longest_stretch_counts() -> None:

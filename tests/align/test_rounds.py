@@ -25,6 +25,7 @@ from online_align.records import Pair, PairKind
 from online_align.round_plan import Round, RoundError, RoundFiles, Stage
 from online_align.rounds import Rounds
 from online_align.settings import LearnerSettings
+from server.engine import model_name
 from server.journal import Journal, open_journal
 from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState, VerdictRow, VerdictStage
 from tests.align.preferences import random_pair
@@ -84,6 +85,7 @@ def test_a_round_from_pairs_to_a_staged_adapter(journal: Journal, tmp_path: Path
     assert (made.stage, made.adapter, made.outcome, made.parent) == (Stage.DONE, "round-0001", "seen", "")
     registry = AdapterRegistry(journal.engine)
     row = registry.get("round-0001")
+    assert row.checkpoint == model_name(tiny), "the server takes no adapter of another name"
     assert (row.state, row.sha256, handed[0].id) == (AdapterState.STAGED, made.sha256, "round-0001")
     assert registry.sessions_of("round-0001") == CALLS[:6]
     manifest = json.loads(row.manifest)
@@ -174,7 +176,7 @@ def test_everything_deleted_before_it_began_again(journal: Journal, tmp_path: Pa
 
 
 def test_good_spans_are_planned_learned_from_and_in_the_lineage(journal: Journal, tmp_path: Path, tiny: str) -> None:
-    call(journal, "good", ANSWERED, checkpoint=tiny)
+    call(journal, "good", ANSWERED, checkpoint=model_name(tiny))
     PairStore(journal).add(some(range(3)))
     rounds = rounds_of(journal, tmp_path, tiny)
     made = rounds.once()

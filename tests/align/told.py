@@ -7,9 +7,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from server.engine import Engine, SamplingParams
+from server.engine import Engine, SamplingParams, model_name
 from server.journal import Journal, JournalWriter, SessionRecord, TickRecord
-from server.session import model_name
 from server.signals import Board, RowFrame, Signal
 from tests.signals.sounds import clip
 
@@ -103,6 +102,7 @@ def keep(
     sampling: SamplingParams = GREEDY,
     signals: Sequence[Signal] | None = None,
     checkpoint: str | Path = "mini",
+    base_sha256: str = "",
     model_codebooks: int = 6,
 ) -> None:
     """Write a call into a journal as the server does."""
@@ -110,9 +110,10 @@ def keep(
     writer.start()
     writer.begin(
         SessionRecord(
-            id=name, user_hash=user_hash, train=train, checkpoint=model_name(str(checkpoint)), version="test",
-            detector="test", seed=told.seed, sampling=msgspec.json.encode(sampling).decode(),
-            codebooks=told.tokens_TK.shape[1], model_codebooks=model_codebooks, frame_rate=12.5,
+            id=name, user_hash=user_hash, train=train, checkpoint=model_name(str(checkpoint)), base_sha256=base_sha256,
+            version="test", detector="test",
+            seed=told.seed, sampling=msgspec.json.encode(sampling).decode(), codebooks=told.tokens_TK.shape[1],
+            model_codebooks=model_codebooks, frame_rate=12.5,
         )
     )  # fmt: skip
     for tick, column in enumerate(told.tokens_TK):

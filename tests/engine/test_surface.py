@@ -9,7 +9,7 @@ from server.engine import Engine, FrameOutput
 
 
 def test_exports() -> None:
-    assert server.engine.__all__ == ["Engine", "FrameOutput", "SamplingParams", "StageSeconds"]
+    assert server.engine.__all__ == ["Engine", "FrameOutput", "SamplingParams", "StageSeconds", "model_name"]
 
 
 def test_members() -> None:

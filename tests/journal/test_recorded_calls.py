@@ -10,6 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from online_align.replay import Takeover, load, replay
+from server.engine.adapters import file_sha256
 from server.journal import Journal, open_journal
 from tests.server.adapter_files import shop
 from tests.server.caller import Caller, calling, voice
@@ -81,6 +82,7 @@ async def test_a_permitted_call_is_kept_whole_with_its_seed(tiny: Path, tmp_path
     journal = opened(data)
     about, columns = journal.reader.session(name), journal.reader.columns(name)
     assert (about.keep, about.train, about.end_reason, about.first_tick) == (True, True, "hang_up", 0)
+    assert (about.checkpoint, about.base_sha256) == (tiny.name, file_sha256(load(tiny).lm_path))
     assert columns.ticks_T.tolist() == list(range(len(columns.ticks_T)))
     assert len(columns.ticks_T) >= len(said)
     assert columns.tokens_TK.shape[1] == about.codebooks
