@@ -309,7 +309,7 @@ def test_calls_of_other_models_and_adapters_that_are_gone_are_counted(
     journal: Journal, checkpoint: Checkpoint, tmp_path: Path, calls: Calls
 ) -> None:
     keep(journal, "other", calls.paused, checkpoint="another")
-    keep(journal, "other weights", calls.paused, base_sha256="0" * 64)
+    keep(journal, "otherweights", calls.paused, base_sha256="0" * 64)
     keep(journal, "adapted", calls.paused)
     with journal.engine.begin() as connection:
         adapted = schema.sessions.c.id == "adapted"
@@ -322,8 +322,8 @@ def test_a_model_that_is_named_by_its_folder_is_the_one_that_was_called(
     journal: Journal, checkpoint: Checkpoint, tmp_path: Path, calls: Calls
 ) -> None:
     by_folder = msgspec.structs.replace(checkpoint, name=str(MINI))
-    keep(journal, "of its name", calls.fine)
-    keep(journal, "of its weights", calls.fine, checkpoint="moved", base_sha256=file_sha256(checkpoint.lm_path))
+    keep(journal, "named", calls.fine)
+    keep(journal, "moved", calls.fine, checkpoint="moved", base_sha256=file_sha256(checkpoint.lm_path))
     tally = builder(journal, by_folder, tmp_path).build()
     assert (tally.sessions, tally.refused) == (2, {})
 

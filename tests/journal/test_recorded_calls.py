@@ -82,7 +82,7 @@ async def test_a_permitted_call_is_kept_whole_with_its_seed(tiny: Path, tmp_path
     journal = opened(data)
     about, columns = journal.reader.session(name), journal.reader.columns(name)
     assert (about.keep, about.train, about.end_reason, about.first_tick) == (True, True, "hang_up", 0)
-    assert (about.checkpoint, about.base_sha256) == (tiny.name, file_sha256(load(tiny).lm_path))
+    assert (about.checkpoint, about.base_sha256) == (tiny.name, file_sha256(load(str(tiny)).lm_path))
     assert columns.ticks_T.tolist() == list(range(len(columns.ticks_T)))
     assert len(columns.ticks_T) >= len(said)
     assert columns.tokens_TK.shape[1] == about.codebooks
