@@ -140,6 +140,6 @@ def _parser() -> argparse.ArgumentParser:
     comparison = kind("diff", _diff, "norms by layer, KL and behaviour of two adapters, or of one and `base`")
     comparison.add_argument("first", metavar="ID")
     comparison.add_argument("second", metavar="ID")
-    comparison.add_argument("--checkpoint", default=None, help="default: the one they were learned on")
+    comparison.add_argument("--checkpoint", default=None, help="default: the one they were learned on, by name")
     comparison.add_argument("--quick", action="store_true", help="fewer probes")
     return parser
