@@ -1,10 +1,11 @@
 """Writes an adapter as the engine and the stock `moshi` package read it, whole or not at all.
 
 `lora.safetensors` has A and B of every linear layer of the model, float32, zeros where nothing was learned, and names
-the model it was learned on; `config.json` is the model's own with `lora`, `lora_rank` and `lora_scaling`;
-`manifest.json` says how it was made, for people and for the gate.
+the model it was learned on and the hash of `config.json`; `config.json` is the model's own with `lora`, `lora_rank` and
+`lora_scaling`; `manifest.json` says how it was made, for people, and goes into the journal when it is staged.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -21,12 +22,13 @@ from online_align.policy import Policy
 from online_align.settings import LearnerSettings
 from online_align.workers import Workers, whole
 from server.durable import sync_folder, write_durably
-from server.engine.adapters import ADAPTER_WEIGHTS, BASE_KEY, file_sha256
+from server.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_KEY, CONFIG_KEY, file_sha256
 
-__all__ = ["CONFIG", "MANIFEST", "Manifest", "adapter_tensors", "write_adapter"]
+__all__ = ["MANIFEST", "Manifest", "adapter_tensors", "write_adapter"]
 
-CONFIG: Final = "config.json"
 MANIFEST: Final = "manifest.json"
+_LENGTH: Final = 8
+"""Bytes before a safetensors header, which say how long it is."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,20 +79,34 @@ def _write(
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    note = {BASE_KEY: manifest.base_sha256}
-    write_durably(temporary / ADAPTER_WEIGHTS, lambda place: save_file(tensors, place, metadata=note))
     described = dict(config) | {
         "lora": True,
         "lora_rank": policy.rank,
         "lora_scaling": policy.scaling,
         "lora_name": ADAPTER_WEIGHTS,
     }
-    write_durably(temporary / CONFIG, json.dumps(described, indent=1).encode())
+    text = json.dumps(described, indent=1).encode()
+    note = {BASE_KEY: manifest.base_sha256, CONFIG_KEY: hashlib.sha256(text).hexdigest()}
+    write_durably(temporary / ADAPTER_WEIGHTS, lambda place: _save(tensors, place, note))
+    write_durably(temporary / ADAPTER_CONFIG, text)
     write_durably(temporary / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
     sync_folder(folder.parent)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, note: dict[str, str]) -> None:
+    """Write a safetensors file whose bytes are the same every time: the package orders what `note` says at random."""
+    save_file(tensors, path, metadata=note)
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(_LENGTH), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":")).encode()
+        assert len(text) <= length, "the same words in another order"
+        file.seek(_LENGTH)
+        file.write(text.ljust(length))
 
 
 def adapter_tensors(policy: Policy) -> dict[str, Tensor]:

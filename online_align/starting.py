@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from online_align.export import CONFIG
+from kernels.cpu import HIGHEST_RANK
+from online_align.gate_files import layers_of
 from online_align.policy import Policy
 from online_align.round_plan import Round, RoundError
-from server.engine.adapters import ADAPTER_WEIGHTS, file_sha256
+from server.engine.adapters import ADAPTER_CONFIG, file_sha256, read_adapter
 from server.engine.checkpoint import Checkpoint, load_checkpoint
+from server.errors import AdapterError
 from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState, folder_of
 
 __all__ = ["Starting"]
@@ -53,10 +54,10 @@ class Starting:
                 expected=f"weights with SHA-256 {current.base_sha256}",
                 remedy="give the learner that model, or remove the round's file to give its pairs up",
             )
-        config = _json(checkpoint.lm_path.with_name(CONFIG))
+        config = _json(checkpoint.lm_path.with_name(ADAPTER_CONFIG))
         rank, scaling, parts = settings.rank, settings.scaling, None
         if current.parent:
-            rank, scaling, parts = self._adapter(current.parent)
+            rank, scaling, parts = self._adapter(current.parent, checkpoint.lm, current.base_sha256)
         policy = Policy(
             checkpoint, rank=rank, scaling=scaling, seed=settings.seed, checkpointing=settings.checkpointing,
             audio_weight=settings.audio_weight,
@@ -65,20 +66,24 @@ class Starting:
             policy.learn_from(parts)
         return policy, config
 
-    def _adapter(self, adapter: str) -> tuple[int, float, dict[str, torch.Tensor]]:
-        """Rank, scaling and weights of an adapter whose file is the one that was staged."""
+    def _adapter(self, adapter: str, lm: Any, base_sha256: str) -> tuple[int, float, dict[str, torch.Tensor]]:
+        """Rank, scaling and tensors by upstream's names of an adapter whose files are those that were staged."""
         row = self._registry.get(adapter)
-        folder = folder_of(self._data_dir, row)
-        weights = folder / ADAPTER_WEIGHTS
-        found = file_sha256(weights) if weights.is_file() else "nothing"
-        if found != row.sha256:
+        folder, layers = folder_of(self._data_dir, row), layers_of(lm)
+        try:
+            file = read_adapter(folder, layers, base_sha256=base_sha256, max_rank=HIGHEST_RANK, sha256=row.sha256)
+        except AdapterError as problem:
             raise RoundError(
-                got=f"adapter {adapter}, whose weights have SHA-256 {found}",
-                expected=f"SHA-256 {row.sha256}, as when it was staged",
+                got=f"adapter {adapter}, whose files are not as when it was staged: {problem.got}",
+                expected=problem.expected,
                 remedy="put its folder back, or roll it back so that the next round starts from another",
-            )
-        config = _json(folder / CONFIG)
-        return int(config["lora_rank"]), float(config["lora_scaling"]), load_file(weights)
+            ) from problem
+        halves = {
+            f"{name}.lora_{half}.weight": tensor
+            for name, part in file.parts.items()
+            for half, tensor in (("A", part.a), ("B", part.b))
+        }
+        return file.rank, file.scaling, halves
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 The layout is the `moshi` package's own, which its loaders take: `lora.safetensors` with `NAME.lora_A.weight` `[R, I]`
 and `NAME.lora_B.weight` `[O, R]` for every linear layer (zeros where nothing was learned), and `config.json` with
 `lora`, `lora_rank` and `lora_scaling`. The weights' header names the model they were learned on: `base_sha256`, the
-SHA-256 of its language model's file. This file owns what can be wrong with files; it knows nothing of rows.
+SHA-256 of its language model's file; and `config_sha256`, that of `config.json`: so the hash of the weights covers
+both. This file owns what can be wrong with files; it knows nothing of rows.
 
 Legend: R rank, I and O widths of a linear layer.
 """
@@ -22,11 +23,21 @@ from kernels.cpu import LowRank
 from server.engine.weights_file import LARGEST_HEADER, WeightsError, WeightsFile, read_weights
 from server.errors import AdapterError
 
-__all__ = ["ADAPTER_WEIGHTS", "BASE_KEY", "AdapterFile", "Widths", "file_sha256", "read_adapter"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "BASE_KEY",
+    "CONFIG_KEY",
+    "AdapterFile",
+    "Widths",
+    "file_sha256",
+    "read_adapter",
+]
 
 ADAPTER_WEIGHTS: Final = "lora.safetensors"
+ADAPTER_CONFIG: Final = "config.json"
 BASE_KEY: Final = "base_sha256"
-_CONFIG: Final = "config.json"
+CONFIG_KEY: Final = "config_sha256"
 _LARGEST_CONFIG: Final = 1 << 20
 """Bytes."""
 _LARGEST_SCALING: Final = 1e4
@@ -41,6 +52,14 @@ class Widths(NamedTuple):
 
     width_in: int
     width_out: int
+
+
+class _Settings(NamedTuple):
+    """What `config.json` says, and its hash."""
+
+    rank: int
+    scaling: float
+    sha256: str
 
 
 class AdapterFile(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -70,10 +89,11 @@ def read_adapter(
 ) -> AdapterFile:
     """Read and check the adapter in `folder` for a model with these linear `layers`.
 
-    `sha256` is that of the weights' file where the caller knows what it must be. `pause` is called between layers.
-    Raises `AdapterError`.
+    `sha256` is that of the weights' file where the caller knows what it must be; it covers `config.json` too, save for
+    adapters from before the header had its hash. `pause` is called between layers. Raises `AdapterError`.
     """
-    rank, scaling = _settings(folder, max_rank)
+    settings = _settings(folder, max_rank)
+    rank = settings.rank
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise _refused(folder, f"no {ADAPTER_WEIGHTS} in it", "the adapter's weights", "copy the whole folder")
@@ -86,22 +106,24 @@ def read_adapter(
     if sha256 is not None and file.sha256 != sha256:
         raise _refused(folder, f"weights with SHA-256 {file.sha256}", f"SHA-256 {sha256}", "copy it again")
     _check_base(folder, file.metadata, base_sha256)
+    _check_config(folder, file.metadata, settings.sha256)
     _check_names(folder, set(file.tensors), layers)
     parts = {name: _part(folder, file, name, widths, rank, pause) for name, widths in layers.items()}
-    return AdapterFile(folder=folder, sha256=file.sha256, rank=rank, scaling=scaling, parts=parts)
+    return AdapterFile(folder=folder, sha256=file.sha256, rank=rank, scaling=settings.scaling, parts=parts)
 
 
-def _settings(folder: Path, max_rank: int) -> tuple[int, float]:
-    path = folder / _CONFIG
+def _settings(folder: Path, max_rank: int) -> _Settings:
+    path = folder / ADAPTER_CONFIG
     try:
-        config = json.loads(_text(path))
+        text = _text(path)
+        config = json.loads(text.decode())
     except (OSError, ValueError, RecursionError) as problem:
         raise _refused(
-            folder, f"{_CONFIG} that cannot be read ({problem})", "a JSON object", "copy it again"
+            folder, f"{ADAPTER_CONFIG} that cannot be read ({problem})", "a JSON object", "copy it again"
         ) from problem
     lora = config.get("lora") if isinstance(config, dict) else None
     if lora is not True:
-        raise _refused(folder, f"{_CONFIG} with lora = {lora!r}", "lora = true", "name an adapter's folder")
+        raise _refused(folder, f"{ADAPTER_CONFIG} with lora = {lora!r}", "lora = true", "name an adapter's folder")
     rank, scaling = config.get("lora_rank"), config.get("lora_scaling")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= max_rank:
         raise _refused(
@@ -114,10 +136,10 @@ def _settings(folder: Path, max_rank: int) -> tuple[int, float]:
             f"a number above 0, at most {_LARGEST_SCALING:g}",
             "correct config.json",
         )
-    return rank, float(scaling)
+    return _Settings(rank, float(scaling), hashlib.sha256(text).hexdigest())
 
 
-def _text(path: Path) -> str:
+def _text(path: Path) -> bytes:
     """What a regular file says: a pipe would never end, and neither would a disk full of it."""
     if path.exists() and not path.is_file():
         raise ValueError("it is no regular file")
@@ -125,7 +147,7 @@ def _text(path: Path) -> str:
         text = file.read(_LARGEST_CONFIG + 1)
     if len(text) > _LARGEST_CONFIG:
         raise ValueError(f"it has more than {_LARGEST_CONFIG} bytes")
-    return text.decode()
+    return text
 
 
 def _check_base(folder: Path, metadata: Mapping[str, str], base_sha256: str) -> None:
@@ -135,6 +157,17 @@ def _check_base(folder: Path, metadata: Mapping[str, str], base_sha256: str) -> 
             f"an adapter of the model {base or 'without a name'}",
             f"one of {base_sha256}",
             "use the checkpoint that it was learned on",
+        )
+
+
+def _check_config(folder: Path, metadata: Mapping[str, str], sha256: str) -> None:
+    written = metadata.get(CONFIG_KEY)
+    if written is not None and written != sha256:
+        raise _refused(
+            folder,
+            f"{ADAPTER_CONFIG} with SHA-256 {sha256}, which has been changed since the weights were written",
+            f"SHA-256 {written}",
+            "copy the whole folder again",
         )
 
 

@@ -11,9 +11,9 @@ import online_align.gate
 from online_align.__main__ import main
 from online_align.gate import Gate, GateSettings
 from online_align.probes import Sizes
-from online_align.release import submit
+from online_align.release import GateJudge, ReleaseSettings, submit
 from online_align.verdicts import Check, Outcome, conclude
-from server.engine.adapters import ADAPTER_WEIGHTS, file_sha256
+from server.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, file_sha256
 from server.journal import open_journal
 from server.journal.registry import AdapterRegistry, AdapterRow
 from tests.align import hacks
@@ -110,6 +110,29 @@ def test_no_journal_is_made_by_looking(tmp_path: Path, capsys: pytest.CaptureFix
     assert call(tmp_path / "nothing", "list") == 1
     assert "where no call was ever kept" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.mini
+@pytest.mark.parametrize(("key", "value"), [("lora_scaling", 64.0), ("lora_rank", 4)])
+def test_a_config_changed_after_it_was_entered_is_refused_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: float
+) -> None:
+    """The real gate, at the step from staged to canary."""
+    folder = hacks.write(tmp_path / "adapters" / "louder", {})
+    journal = open_journal(tmp_path)
+    sha256 = file_sha256(folder / ADAPTER_WEIGHTS)
+    registry = AdapterRegistry(journal.engine)
+    registry.add(AdapterRow(id="louder", checkpoint="mini", path="adapters/louder", sha256=sha256))
+    config = folder / ADAPTER_CONFIG
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+    submit(journal, "louder", ReleaseSettings(data_dir=tmp_path), judge=GateJudge())
+    assert (registry.canary(), registry.live(), registry.get("louder").state) == (None, None, "rejected")
+    journal.engine.dispose()
+    assert call(tmp_path, "show", "louder") == 0
+    out = printed(capsys)
+    assert "gate: refused. Its files are refused: got adapter = 'louder, config.json with SHA-256 " in out
+    assert "changed since the weights were written'; expected SHA-256 " in out
+    assert call(tmp_path, "promote", "louder") == 1
 
 
 @pytest.mark.mini

@@ -212,6 +212,11 @@ def _flip(folder: Path) -> None:
     path.write_bytes(raw)
 
 
+def _rescaled(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_scaling": 8.0}))
+
+
 def _foreign(folder: Path) -> None:
     parts = load_file(folder / ADAPTER_WEIGHTS)
     save_file(parts, folder / ADAPTER_WEIGHTS, metadata={BASE_KEY: "0" * 64})
@@ -235,6 +240,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "corrupt": (_flip, "weights with SHA-256"),
     "not a number": (lambda f: _rewrite(f, lambda p: p[A].view(-1)[3:4].fill_(torch.nan)), "not finite"),
     "infinite": (lambda f: _rewrite(f, lambda p: p[B].view(-1)[3:4].fill_(torch.inf)), "not finite"),
+    "scaled up afterwards": (_rescaled, "config.json with SHA-256"),
     "of another model": (_foreign, f"the model {'0' * 64}"),
     "oversized": (lambda f: os.truncate(f / ADAPTER_WEIGHTS, 1 << 30), "of 1073741824 bytes"),
     "a rank too high": (

@@ -116,14 +116,21 @@ def test_the_next_round_goes_on_from_what_is_live(journal: Journal, tmp_path: Pa
     assert set(AdapterRegistry(journal.engine).sessions_of("round-0002")) == set(CALLS), "its parent's are its own"
 
 
-def test_a_parent_whose_file_has_changed_is_not_gone_on_from(journal: Journal, tmp_path: Path, tiny: str) -> None:
+@pytest.mark.parametrize("file", ["lora.safetensors", "config.json"])
+def test_a_parent_whose_file_has_changed_is_not_gone_on_from(
+    journal: Journal, tmp_path: Path, tiny: str, file: str
+) -> None:
     store, rounds = PairStore(journal), rounds_of(journal, tmp_path, tiny)
     store.add(some(range(1)))
     rounds.once()
     go_live(journal, "round-0001")
     store.add(some(range(1, 2)))
-    weights = tmp_path / "adapters" / "round-0001" / "lora.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    path = tmp_path / "adapters" / "round-0001" / file
+    content = path.read_bytes()
+    path.write_bytes(
+        content[:-1] + b"x" if file == "lora.safetensors" else content.replace(b'scaling": 2.0', b'scaling": 9.0')
+    )
+    assert path.read_bytes() != content
     with pytest.raises(RoundError, match="as when it was staged"):
         rounds.once()
 

@@ -1,5 +1,6 @@
 """Adapters with random numbers, written as a learner would write them."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from moshi.modules.lora import LoRALinear
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from server.engine.adapters import ADAPTER_WEIGHTS, BASE_KEY, file_sha256
+from server.engine.adapters import ADAPTER_WEIGHTS, BASE_KEY, CONFIG_KEY, file_sha256
 from tests.engine.stock import Stock, checkpoint_info
 
 RANK = 5
@@ -39,15 +40,20 @@ def tensors(base: Path, *, seed: int, rank: int = RANK, only: str = "", size: fl
     return made
 
 
-def write_adapter(folder: Path, base: Path, parts: dict[str, Tensor], **settings: Any) -> Path:
-    """Write a folder as the stock loaders take it. `settings` replaces keys of config.json, or `base_sha256`."""
+def write_adapter(folder: Path, base: Path, parts: dict[str, Tensor], *, sealed: bool = True, **settings: Any) -> Path:
+    """Write a folder as the stock loaders take it. `settings` replaces keys of config.json, or `base_sha256`.
+
+    One that is not `sealed` is from before the weights' header had the hash of config.json.
+    """
     folder.mkdir(parents=True)
     base_sha256 = settings.pop(BASE_KEY, file_sha256(base / "model.safetensors"))
-    save_file(parts, folder / ADAPTER_WEIGHTS, metadata={BASE_KEY: base_sha256})
     rank = next(iter(parts.values())).shape[0]
     config = json.loads((base / "config.json").read_text())
     config |= {"lora": True, "lora_rank": rank, "lora_scaling": SCALING, "lora_name": ADAPTER_WEIGHTS} | settings
-    (folder / "config.json").write_text(json.dumps(config))
+    text = json.dumps(config).encode()
+    (folder / "config.json").write_bytes(text)
+    seal = {CONFIG_KEY: hashlib.sha256(text).hexdigest()} if sealed else {}
+    save_file(parts, folder / ADAPTER_WEIGHTS, metadata={BASE_KEY: base_sha256} | seal)
     return folder
 
 

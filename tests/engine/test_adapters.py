@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from server.engine import Engine, SamplingParams
-from server.engine.adapters import ADAPTER_WEIGHTS
+from server.engine.adapters import ADAPTER_WEIGHTS, file_sha256
 from server.errors import AdapterError
 from tests.engine.calls import GREEDY, assert_same, batch, converse, mask
 from tests.engine.lora import stock_with, tensors, write_adapter
@@ -261,7 +261,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("what", BAD)
 def test_a_bad_one_is_refused_and_nobody_notices(tiny: Path, tmp_path: Path, adapters: list[Path], what: str) -> None:
     spoil, message = BAD[what]
-    folder = write_adapter(tmp_path / "bad", tiny, tensors(tiny, seed=7))
+    folder = write_adapter(tmp_path / "bad", tiny, tensors(tiny, seed=7), sealed=False)
     spoil(folder)
     engine = Engine.load(tiny, slots=1, device="cpu", work="native", max_adapters=1)
     pcm = sound(6, engine.frame_size, seed=7)
@@ -271,6 +271,33 @@ def test_a_bad_one_is_refused_and_nobody_notices(tiny: Path, tmp_path: Path, ada
     assert engine.adapters == {}
     assert_same(converse(engine, 0, pcm), wanted)
     engine.load_adapter(adapters[0])
+
+
+CHANGES: dict[str, Callable[[Path], Any]] = {
+    "a scaling": lambda folder: _configure(folder, lora_scaling=40.0),
+    "a lower rank": lambda folder: _configure(folder, lora_rank=4),
+    "what only the stock loader reads": lambda folder: _configure(folder, lora_name="other.safetensors"),
+    "white space": lambda folder: (folder / "config.json").write_bytes((folder / "config.json").read_bytes() + b"\n"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_the_hash_of_the_weights_covers_the_config(tiny: Path, tmp_path: Path, what: str) -> None:
+    folder = write_adapter(tmp_path / "changed", tiny, tensors(tiny, seed=7))
+    sha256 = file_sha256(folder / ADAPTER_WEIGHTS)
+    engine = Engine.load(tiny, slots=1, device="cpu", work="native", max_adapters=2)
+    engine.load_adapter(folder, sha256=sha256)
+    CHANGES[what](folder)
+    assert file_sha256(folder / ADAPTER_WEIGHTS) == sha256
+    with pytest.raises(AdapterError, match=r"config.json with SHA-256 .* changed since.*expected SHA-256 "):
+        engine.load_adapter(folder, sha256=sha256)
+
+
+def test_one_from_before_the_config_was_covered_is_taken_as_before(tiny: Path, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "old", tiny, tensors(tiny, seed=7), sealed=False)
+    _configure(folder, lora_scaling=1.5)
+    engine = Engine.load(tiny, slots=1, device="cpu", work="native", max_adapters=1)
+    engine.load_adapter(folder, sha256=file_sha256(folder / ADAPTER_WEIGHTS))
 
 
 def test_one_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> None:

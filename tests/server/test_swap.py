@@ -15,7 +15,7 @@ import torch
 
 from server.adapter_plan import hears_canary
 from server.engine import Engine
-from server.engine.adapters import ADAPTER_WEIGHTS
+from server.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from server.metrics import SwapResult
 from tests.server.adapter_files import Shop, made, shop
 from tests.server.caller import FRAME, Caller, Samples, calling, voice
@@ -270,14 +270,19 @@ def test_the_share_is_kept_and_every_canary_has_other_users() -> None:
     assert all(hears_canary(user, "a", 1.0) for user in users)
 
 
-@pytest.mark.parametrize("spoil", ["cut", "changed", "gone", "not finite"])
+@pytest.mark.parametrize("spoil", ["cut", "changed", "gone", "its scaling", "its rank"])
 async def test_a_bad_file_is_refused_once_and_never_speaks(tiny: Path, store: Shop, spoil: str) -> None:
     store.live("first", seed=1)
     async with serving_from(store, tiny) as live:
         weights = store.stage("bad", seed=2) / ADAPTER_WEIGHTS
         content = bytearray(weights.read_bytes())
+        config = weights.with_name(ADAPTER_CONFIG)
         if spoil == "gone":
             weights.unlink()
+        elif spoil == "its scaling":
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_scaling": 100.0}))
+        elif spoil == "its rank":
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_rank": 4}))
         else:
             content[-40] ^= 0x40
             weights.write_bytes(content[:-30] if spoil == "cut" else content)
@@ -293,6 +298,10 @@ async def test_a_bad_file_is_refused_once_and_never_speaks(tiny: Path, store: Sh
         listed = {each["id"]: each for each in (await page(live))["adapters"]}
         assert "expected" in listed["bad"]["problem"]
         assert not listed["bad"]["ready"]
+        shown = (await page(live, "/api/adapters/bad"))["verdicts"]
+        (refusal,) = [each["reason"] for each in shown if not each["passed"]]
+        assert "refuses its files" in refusal
+        assert not spoil.startswith("its") or "config.json with SHA-256" in refusal
         verdicts = store.registry.verdicts("bad")
         assert [each.passed for each in verdicts if "refuses" in each.reason] == [False], "said once"
         assert live.count("duologue_swap_total", result=SwapResult.REFUSED) == 1
