@@ -239,16 +239,18 @@ def _release(asked: argparse.Namespace) -> Any:
 def _settings(asked: argparse.Namespace) -> Any:
     from online_align.settings import LearnerSettings  # noqa: PLC0415
 
-    given = {name.replace("-", "_"): getattr(asked, name.replace("-", "_")) for name in _SETTINGS}
-    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    try:
-        return msgspec.convert(values | {"checkpointing": asked.checkpointing}, LearnerSettings, strict=False)
-    except msgspec.ValidationError as problem:
-        raise DuologueError(
-            got=f"settings of the learner that cannot be ({problem})",
-            expected="values as `duologue-align once --help` describes them",
-            remedy="correct the flag",
-        ) from problem
+    values: dict[str, Any] = {"checkpointing": asked.checkpointing}
+    for flag, meant in _SETTINGS.items():
+        name = flag.replace("-", "_")
+        if (given := getattr(asked, name)) is None:
+            continue
+        try:
+            msgspec.convert({name: given}, LearnerSettings, strict=False)
+        except msgspec.ValidationError as problem:
+            got = f"--{flag} {given!r} ({str(problem).partition(' - at ')[0]})"
+            raise DuologueError(got=got, expected=meant, remedy="correct the flag") from problem
+        values[name] = given
+    return msgspec.convert(values, LearnerSettings, strict=False)
 
 
 def _step_back(threads: int, priority: str) -> None:

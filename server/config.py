@@ -51,7 +51,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     swap_live: bool = False
     """Let calls that are under way change to a new adapter when nobody speaks; else they keep theirs to the end."""
     learn: bool = False
-    """Run the learner beside the server, as a process of its own at low priority. The next five are passed to it."""
+    """Run the learner beside the server, as a process of its own at low priority. The next nine are passed to it."""
     judge: str = "none"
     """Who says what would have been a better answer: `rules`, or the base URL of an OpenAI-compatible endpoint. Without
     one it learns from timing alone."""
@@ -64,6 +64,15 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     evidence: Literal["users", "turns", "gate"] = "users"
     """What has to be known before everybody hears an adapter: a test over people, a number of turns where people cannot
     be told apart, or nothing beyond the gate."""
+
+    loss: Literal["dpo", "dpo-ln", "simpo", "apo-zero", "ipo", "cdpo", "kto"] = "dpo-ln"
+    """What it learns by. A round that was begun keeps the loss and the beta it was begun with."""
+    beta: Annotated[float, Meta(gt=0)] = 0.3
+    """Strength of the preference; each loss has its own best."""
+    pairs_per_round: Annotated[int, Meta(ge=1)] = 32
+    """New pairs that start a round,"""
+    round_every_s: Annotated[float, Meta(ge=0)] = 3600.0
+    """or so much time with any at all; 0 leaves it to their number."""
 
     token_file: Path | None = None
     """Lines `NAME:TOKEN`, as `server.tokens` reads them. With this or with `tokens`, calls need one of the tokens."""
@@ -130,7 +139,7 @@ the judge."""
 _FLAGS: Final = (
     *("checkpoint", "slots", "host", "port", "data_dir", "device", "cache_dtype", "max_speed"),
     *("canary_share", "token_file", "admin_token_file", "tls_cert", "tls_key"),
-    *("judge", "judge_model", "recogniser", "evidence"),
+    *("judge", "judge_model", "recogniser", "evidence", "loss", "beta"),
 )
 _SWITCHES: Final = ("learn", "swap_live", "allow_anonymous", "tls_self_signed")
 _LISTS: Final = ("allow_origin", "trusted_proxies", "answers")
@@ -159,6 +168,10 @@ EXPECTED: Final = {
     "answers": "with --judge rules: a table of right answers, TOML or JSON; may be given again",
     "recogniser": "with --learn: a faster-whisper model, none, or auto for the dev extra's if installed",
     "evidence": "with --learn: users, turns or gate: what lets an adapter go live",
+    "loss": "with --learn: dpo, dpo-ln, simpo, apo-zero, ipo, cdpo or kto: what is learned by",
+    "beta": "with --learn: a number above 0: strength of the preference, of which each loss has its own best",
+    "pairs_per_round": "a whole number of new pairs from 1 that start a round of learning",
+    "round_every_s": "0 seconds or more until a round with any new pairs, where 0 leaves it to their number",
     "token_file": "a file with lines NAME:TOKEN; calls then need one of the tokens",
     "tokens": "NAME:TOKEN, several parted by commas",
     "admin_token_file": "a file with the one token that may change things",

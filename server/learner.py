@@ -41,6 +41,8 @@ def learner_of(config: ServerConfig) -> "Learner":
     command += ["--checkpoint", config.checkpoint, "--evidence", config.evidence]
     command += ["--judge", config.judge, "--recogniser", config.recogniser]
     command += ["--judge-model", config.judge_model] if config.judge_model else []
+    command += ["--loss", config.loss, "--beta", str(config.beta)]
+    command += ["--pairs-per-round", str(config.pairs_per_round), "--every", str(config.round_every_s)]
     command += ["--answers", *config.answers] if config.answers else []
     # The database's URL may hold a password, and whoever is on the machine reads command lines.
     known = {} if config.journal_url is None else {"DUOLOGUE_JOURNAL_URL": config.journal_url}

@@ -337,4 +337,7 @@ def test_the_command_says_what_is_wrong(
     assert main(["once", *where]) == 0
     assert "no pair waits" in capsys.readouterr().out
     assert main(["once", *where, "--loss", "best"]) == 1
-    assert "settings of the learner that cannot be" in capsys.readouterr().err
+    assert "got --loss 'best'" in (told := capsys.readouterr().err)
+    assert "expected one of dpo, dpo-ln, simpo, apo-zero, ipo, cdpo, kto" in told
+    assert main(["once", *where, "--beta", "0"]) == 1
+    assert "got --beta '0' (Expected `float` > 0.0); expected strength" in capsys.readouterr().err

@@ -18,6 +18,7 @@ def test_the_flags_are_frozen() -> None:
         "--tls-cert", "--tls-key", "--tls-self-signed",
         "--canary-share", "--swap-live", "--learn",
         "--judge", "--judge-model", "--answers", "--recogniser", "--evidence",
+        "--loss", "--beta",
     }  # fmt: skip
 
 
@@ -42,6 +43,10 @@ def test_the_settings_and_their_defaults_are_frozen() -> None:
         "answers": (),
         "recogniser": "none",
         "evidence": "users",
+        "loss": "dpo-ln",
+        "beta": 0.3,
+        "pairs_per_round": 32,
+        "round_every_s": 3600.0,
         "token_file": None,
         "tokens": "",
         "admin_token_file": None,
@@ -91,6 +96,7 @@ def test_every_field_can_come_from_the_environment(field: str) -> None:
         "log_level": "debug",
         "cache_dtype": "int8",
         "evidence": "turns",
+        "loss": "simpo",
         "keepalive_s": "1.5",
         "heartbeat_s": "1.5",
         "canary_share": "0.5",
@@ -122,6 +128,13 @@ def test_every_field_can_come_from_the_environment(field: str) -> None:
         ("idle_s", "0"),
         ("max_session_s", "0"),
         ("drain_s", "-1"),
+        ("loss", "dpo_ln"),
+        ("loss", ""),
+        ("beta", "0"),
+        ("beta", "nan"),
+        ("beta", "strong"),
+        ("pairs_per_round", "0"),
+        ("round_every_s", "-1"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_source(name: str, value: str) -> None:

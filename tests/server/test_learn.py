@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from online_align.learn_command import parser
-from server.config import ServerConfig, load_config
+from online_align.learn_command import _settings, parser
+from online_align.settings import LossName
+from server.config import EXPECTED, ServerConfig, load_config
 from server.learner import Learner, learner_of
 from tests.server.caller import calling, voice
 from tests.server.live import serving, until
@@ -161,6 +162,28 @@ def test_what_it_is_to_judge_by_is_passed_on() -> None:
     untold = parser("run").parse_args(plain[plain.index("run") + 1 :])
     assert (untold.judge, untold.answers, untold.recogniser, untold.evidence) == ("none", [], "none", "users")
     assert "k" not in command
+
+
+def test_how_it_is_to_learn_is_passed_on() -> None:
+    """From flags, file and environment to the settings that a round is made with."""
+    environment = {"DUOLOGUE_BETA": "0.7", "DUOLOGUE_PAIRS_PER_ROUND": "8", "DUOLOGUE_ROUND_EVERY_S": "60"}
+    command = learner_of(load_config(["--learn", "--loss", "kto"], environment))._command
+    asked = parser("run").parse_args(command[command.index("run") + 1 :])
+    settings = _settings(asked)
+    assert (settings.loss, settings.beta, asked.pairs_per_round, asked.every) == ("kto", 0.7, 8, 60.0)
+
+
+def test_left_alone_it_learns_as_it_would_by_itself() -> None:
+    command = learner_of(load_config(["--learn"], {}))._command
+    passed, alone = (parser("run").parse_args(given) for given in (command[command.index("run") + 1 :], []))
+    assert _settings(passed) == _settings(alone)
+    assert (passed.pairs_per_round, passed.every) == (alone.pairs_per_round, alone.every)
+
+
+@pytest.mark.parametrize("loss", LossName.__args__)  # type: ignore[attr-defined]
+def test_every_loss_of_the_learner_can_be_chosen(loss: str) -> None:
+    assert load_config(["--loss", loss], {}).loss == loss
+    assert loss in EXPECTED["loss"]
 
 
 PASSWORD = "correct-horse"
