@@ -14,19 +14,21 @@ from online_align.pair_store import PairStore
 from online_align.round_plan import Round, Stage
 from server.journal import open_journal
 from server.journal.registry import AdapterRegistry
+from tests.align.test_good_spans import ANSWERED, call
 from tests.align.test_rounds import CALLS, some
 from tests.journal.calls import record
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TOLERANCE = 2e-5
 """Of a weight. Adam divides each gradient by its own size, so sums in another order show in small ones."""
 
 
-def learn(folder: Path, tiny: str, *starter: str) -> Round:
+def learn(folder: Path, tiny: str, loss: str, *starter: str) -> Round:
     journal = open_journal(folder)
     record(journal, CALLS, 3)
+    call(journal, "praised", ANSWERED, checkpoint=tiny)
     PairStore(journal).add(some(range(7)))
     flags = [
         "--data-dir",
@@ -40,6 +42,7 @@ def learn(folder: Path, tiny: str, *starter: str) -> Round:
         "normal",
     ]
     settings = ["--priority", "normal", "--batch", "3", "--rank", "3", "--positions", "64", "--learning-rate", "0.01"]
+    settings += ["--loss", loss]
     done = subprocess.run(
         [sys.executable, *starter, "-m", "online_align", "once", *flags, *settings],
         capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -52,12 +55,21 @@ def learn(folder: Path, tiny: str, *starter: str) -> Round:
     return made
 
 
-def test_two_processes_make_the_adapter_of_one(tmp_path: Path) -> None:
-    """Seven pairs in steps of three: a step's pairs never share out evenly."""
+@pytest.mark.parametrize("loss", ["dpo-ln", "kto", "simpo"])
+def test_two_processes_make_the_adapter_of_one(tmp_path: Path, loss: str) -> None:
+    """Seven pairs in steps of three: a step's pairs never share out evenly.
+
+    KTO measures besides how far the policy has gone, on replies put where they do not belong, and weighs praise against
+    complaints: both must be those of all processes. SimPO reads no reference.
+    """
     tiny = str(write_tiny_checkpoint(tmp_path / "tiny"))
-    alone = learn(tmp_path / "one", tiny)
-    together = learn(tmp_path / "two", tiny, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    alone = learn(tmp_path / "one", tiny, loss)
+    together = learn(
+        tmp_path / "two", tiny, loss, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+    )
     assert alone.stage is together.stage is Stage.DONE
+    assert alone.settings.loss == together.settings.loss == loss
+    assert len(alone.good) == len(together.good) == 1
     assert alone.trained is not None
     assert together.trained is not None
     assert alone.trained.pairs == together.trained.pairs == 7
