@@ -20,7 +20,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CanarySettings", "Decision", "Group", "Reading", "read", "sequential_interval", "variance_of"]
+__all__ = [
+    "CanarySettings",
+    "Decision",
+    "Group",
+    "Reading",
+    "read",
+    "sequential_interval",
+    "variance_from",
+    "variance_of",
+]
 
 _PRIOR_USERS: Final = 4.0
 _PRIOR_VARIANCE: Final = 0.05
@@ -150,5 +159,9 @@ def _difference(control: Sequence[float], canary: Sequence[float]) -> tuple[floa
 
 def variance_of(shares: NDArray[np.floating], axis: int = -1) -> Any:
     """Variance of people's shares along an axis, with the prior's people among them."""
-    squares = ((shares - shares.mean(axis=axis, keepdims=True)) ** 2).sum(axis=axis)
-    return (squares + _PRIOR_USERS * _PRIOR_VARIANCE) / (shares.shape[axis] - 1 + _PRIOR_USERS)
+    return variance_from(((shares - shares.mean(axis=axis, keepdims=True)) ** 2).sum(axis=axis), shares.shape[axis])
+
+
+def variance_from(squares: Any, users: Any) -> Any:
+    """The same from the sum of squared deviations of so many people."""
+    return (squares + _PRIOR_USERS * _PRIOR_VARIANCE) / (users - 1 + _PRIOR_USERS)

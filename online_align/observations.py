@@ -7,7 +7,7 @@ where turns were, by `heard_turns`. It knows no statistics.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 from sqlalchemy import select
@@ -19,7 +19,19 @@ from online_align.labels import Opinion, label
 from server.journal import Journal, schema
 from server.signals import SignalKind, State
 
-__all__ = ["CallCount", "CallCounter", "Heard", "Observed", "count_call", "heard", "observe", "remembered"]
+__all__ = [
+    "CallCount",
+    "CallCounter",
+    "Counted",
+    "Heard",
+    "HeardCall",
+    "Observed",
+    "count_call",
+    "counted_people",
+    "heard",
+    "observe",
+    "remembered",
+]
 
 _OCCASIONS = (
     SignalKind.RESPONSE,
@@ -57,10 +69,23 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """People who have heard both, and give no number."""
 
 
-class _Call(msgspec.Struct, frozen=True, kw_only=True):
+class HeardCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that one adapter spoke in from beginning to end."""
+
     session: str
     user: str
+    """Keyed hash; empty for an anonymous caller."""
     started_at: float
+
+
+class Counted(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """A person who counts."""
+
+    at: float
+    """When he came to count."""
+    user: str
+    share: float
+    """Of complaints among his first turns."""
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,33 +171,41 @@ def heard(
 
 def _heard(
     journal: Journal,
-    calls: Sequence[_Call],
+    calls: Sequence[HeardCall],
     left_out: Collection[str],
     now: float,
     settings: CanarySettings,
     count: CallCounter,
 ) -> Heard:
-    by_user: dict[str, list[_Call]] = defaultdict(list)
     counted = {call.session: count(journal, call.session, settings.complaint) for call in calls}
-    for call in calls:
-        if call.user and call.user not in left_out:
-            by_user[call.user].append(call)
-    ready = [
-        (found[0], user, found[1])
-        for user, theirs in by_user.items()
-        if (found := _share(theirs, counted, now, settings)) is not None
-    ]
+    people = counted_people([call for call in calls if call.user not in left_out], counted, now, settings)
     with_turns = [found for found in counted.values() if found.turns]
     return Heard(
-        people=Group(shares=tuple(share for _, _, share in sorted(ready))),
+        people=Group(shares=tuple(each.share for each in people)),
         calls=Group(shares=tuple(found.complaints / found.turns for found in with_turns)),
         turns=sum(found.turns for found in with_turns),
         complaints=sum(found.complaints for found in with_turns),
     )
 
 
+def counted_people(
+    calls: Iterable[HeardCall], counted: Mapping[str, CallCount], now: float, settings: CanarySettings
+) -> list[Counted]:
+    """Everybody who counts at `now`, in the order in which they came to. `calls` are in the order of their beginnings,
+    and `counted` has what happened in each. A person's share does not change any more once he counts."""
+    by_user: dict[str, list[HeardCall]] = defaultdict(list)
+    for call in calls:
+        if call.user:
+            by_user[call.user].append(call)
+    return sorted(
+        Counted(at=found[0], user=user, share=found[1])
+        for user, theirs in by_user.items()
+        if (found := _share(theirs, counted, now, settings)) is not None
+    )
+
+
 def _share(
-    calls: Iterable[_Call], counted: dict[str, CallCount], now: float, settings: CanarySettings
+    calls: Iterable[HeardCall], counted: Mapping[str, CallCount], now: float, settings: CanarySettings
 ) -> tuple[float, float] | None:
     """When a person came to count, and the share of complaints; None when not yet."""
     turns = complaints = 0
@@ -192,7 +225,7 @@ def _share(
     return first + settings.settle_s, complaints / turns
 
 
-def _calls(journal: Journal, adapter: str, since: float, until: float = math.inf) -> list[_Call]:
+def _calls(journal: Journal, adapter: str, since: float, until: float = math.inf) -> list[HeardCall]:
     """Ended calls that one adapter spoke in from beginning to end, in order."""
     table, changes = schema.sessions, schema.adapter_changes
     query = select(table.c.id, table.c.user_hash, table.c.started_at).where(
@@ -205,4 +238,4 @@ def _calls(journal: Journal, adapter: str, since: float, until: float = math.inf
         query = query.where(table.c.started_at < until)
     with journal.engine.connect() as connection:
         rows = connection.execute(query.order_by(table.c.started_at, table.c.id)).all()
-    return [_Call(session=row[0], user=row[1], started_at=row[2]) for row in rows]
+    return [HeardCall(session=row[0], user=row[1], started_at=row[2]) for row in rows]

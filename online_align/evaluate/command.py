@@ -14,6 +14,7 @@ __all__ = ["run"]
 SUITES: Final = {
     "mini": "online_align.evaluate.mini",
     "outside": "online_align.evaluate.outside",
+    "rollbacks": "online_align.evaluate.rollbacks",
     "signals": "online_align.evaluate.signals",
 }
 """Every suite's module, which has `add_arguments(parser)` and `measured_rows(arguments)`."""
