@@ -11,7 +11,6 @@ from sqlalchemy import update
 from online_align.__main__ import main
 from online_align.answers import Answers
 from online_align.conversation import Word
-from online_align.good_spans import find_spans
 from online_align.judge import AXES, Exchange, Marks, NoMarksError
 from online_align.judge_rules import RuleJudge
 from online_align.pair_mix import Mix
@@ -292,8 +291,6 @@ def test_a_model_in_a_folder_is_known_by_its_name_alone(journal: Journal, tmp_pa
     keep(journal, "call", calls.paused, checkpoint=folder)
     assert journal.reader.session("call").checkpoint == "kept-here"
     assert builder(journal, load(str(folder)), tmp_path).build().made.total() == 1
-    spans = find_spans(journal, checkpoint=str(folder), silent=(3, 0), count=9)
-    assert spans == find_spans(journal, checkpoint="kept-here", silent=(3, 0), count=9)
 
 
 def test_pairs_of_a_deleted_call_are_gone(
