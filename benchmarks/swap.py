@@ -21,9 +21,10 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.report import note, parser, publish
-from benchmarks.servers import our_server
+from benchmarks.swap_bursts import Window, find_bursts, step_cost_ratio
 from benchmarks.swap_files import stocked
-from benchmarks.swap_tally import Tally, Window, read_tally, rows_of, write_tally
+from benchmarks.swap_recorded import read_recordings, recorded_server
+from benchmarks.swap_tally import Tally, read_tally, rows_of, write_tally
 from benchmarks.trial import load
 from client.load.report import LoadReport
 from client.load.server_metrics import metrics_url, read_metrics
@@ -33,7 +34,6 @@ __all__ = ["Operator", "Pace", "Run", "main"]
 
 _SHARE: Final = 0.8
 _TOKEN: Final = "an-admin-token-for-measuring"
-_MOST_CALLERS: Final = 64
 _PLACES: Final = 6
 """Kept ready. A call keeps its version while it speaks, and each version that is spoken costs a step of its own."""
 _RAMP_S: Final = 0.15
@@ -44,6 +44,8 @@ _ROLLBACKS: Final = 2
 _ROLLBACK_S: Final = 5.0
 """Of the load, for one of them: calls must speak with what is taken back."""
 _LOOK_S: Final = 0.1
+_GLANCE_S: Final = 0.005
+"""Between looks whether a rollback is done: asking without a rest would load the server."""
 _PATIENCE_S: Final = 30.0
 
 
@@ -52,6 +54,8 @@ class Operator:
 
     def __init__(self, url: str, registry: AdapterRegistry, names: Sequence[str]) -> None:
         self.make_live_ms: list[float] = []
+        self.swapped_at: list[float] = []
+        """Monotonic seconds of each swap's beginning."""
         self._url = url.replace("ws://", "http://")
         self._metrics = metrics_url(url)
         self._registry = registry
@@ -68,7 +72,7 @@ class Operator:
         time.sleep(max(0.0, began + seconds - time.monotonic()) + _LATE_TO_ARRIVE_S)
         after, later = self._counts()
         spent_s = time.monotonic() - began
-        return Window(swaps=swaps, seconds=spent_s, answered=after - answered, late=later - late)
+        return Window(swaps=swaps, seconds=spent_s, answered=after - answered, late=later - late, began_s=began)
 
     def page(self, path: str) -> Any:
         """Read a page of the server's."""
@@ -99,6 +103,7 @@ class Operator:
         while live == self.page("/api/info")["adapter"] or live in self._speaking():
             if time.monotonic() - began > _PATIENCE_S:
                 raise TimeoutError(f"{live} is still heard")
+            time.sleep(_GLANCE_S)
         return time.monotonic() - began
 
     def _heard(self) -> str | None:
@@ -115,6 +120,7 @@ class Operator:
 
     def _make_live(self, name: str) -> None:
         began = time.monotonic()
+        self.swapped_at.append(began)
         self._post(f"/api/adapters/{name}/promote")
         told = self._post(f"/api/adapters/{name}/promote")
         while not told["adapter"]["ready"] and not told["adapter"]["problem"]:
@@ -168,14 +174,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         flags = ["--swap-live", "--data-dir", str(data_dir), "--admin-token-file", str(token)]
         with (
             stocked(data_dir, given.checkpoint, names, rank=given.rank, first_seed=tally.swaps) as registry,
-            our_server(given.checkpoint, slots=_MOST_CALLERS, flags=flags) as running,
+            recorded_server(given.checkpoint, Path(place), flags) as running,
         ):
             note(f"{len(names)} adapters are written, and the server is ready")
             operator = Operator(running.url, registry, names)
-            callers = given.callers or max(1, int(_SHARE * operator.page("/api/info")["capacity"]["measured"]))
+            capacity = operator.page("/api/info")["capacity"]
+            callers = given.callers or max(1, int(_SHARE * capacity["measured"]))
             run = Run(operator, running.url, callers, tally, given.into)
+            first = len(tally.windows)
+            tally.places.append(given.places)
             run.take_turns(pace, pairs, given.seconds)
+        look_back(Path(place), operator, tally, first, capacity["step_ms"])
+    write_tally(given.into, tally)
     publish("swap", rows_of(tally), as_json=given.json)
+
+
+def look_back(place: Path, operator: Operator, tally: Tally, first: int, step_ms: dict[str, float]) -> None:
+    """Add to the `tally` what server and machine did in a run that is over, whose windows begin with number `first`."""
+    recording, watched = read_recordings(place)
+    tally.note_machine(watched, first)
+    if ratio := step_cost_ratio(recording, step_ms):
+        tally.step_cost_ratios.append(ratio)
+    bursts = find_bursts(recording, watched, operator.swapped_at, tally.windows[first:])
+    for burst in bursts:
+        note(burst.sentence())
+    tally.bursts += bursts
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,21 +9,14 @@ from typing import Final
 
 import msgspec
 
+from benchmarks.machine_watch import Watched
 from benchmarks.report import Row, compare
+from benchmarks.swap_bursts import QUIET_CORES, Burst, Window, others_in
 from server.durable import write_durably
 
 __all__ = ["Tally", "Window", "read_tally", "rows_of", "write_tally"]
 
 _GOAL_ROLLBACK_MS: Final = 1000.0
-
-
-class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """A stretch of time, with or without swaps, by the server's own clock."""
-
-    swaps: int
-    seconds: float
-    answered: int
-    late: int
 
 
 class Tally(msgspec.Struct, kw_only=True):
@@ -44,20 +37,42 @@ class Tally(msgspec.Struct, kw_only=True):
     rollback_by_registry_ms: list[float] = []
     untrusted_runs: int = 0
     """In which the load generator itself was late."""
+    places: list[int] = []
+    """In each run."""
+    bursts: list[Burst] = []
+    """Of late frames, with what stood beside them; in whole runs, their beginning and end included."""
+    step_cost_ratios: list[float] = []
+    """What a step cost in each run, by what the server had measured beforehand."""
+    hiccup_ms_max: float = 0.0
+    """The longest time for which a core stood still."""
+
+    def note_machine(self, watched: Watched, since: int) -> None:
+        """Note what the machine did in a run that is over, whose windows are those from number `since` on."""
+        self.windows[since:] = [
+            msgspec.structs.replace(window, others_cores=others_in(window, watched)) for window in self.windows[since:]
+        ]
+        self.hiccup_ms_max = max([self.hiccup_ms_max, *(1000 * each.seconds for each in watched.hiccups)])
 
     @property
     def swaps(self) -> int:
         """So far."""
         return sum(window.swaps for window in self.windows)
 
-    def counts(self, *, swapped: bool) -> tuple[int, int]:
-        """Frames that came late and all that were answered, in windows with or without swaps."""
-        windows = [window for window in self.windows if bool(window.swaps) == swapped]
+    def counts(self, *, swapped: bool, quiet: bool = False) -> tuple[int, int]:
+        """Frames that came late and all that were answered, in windows with or without swaps.
+
+        With `quiet`, in those in which nobody else computed."""
+        windows = [window for window in self.windows if bool(window.swaps) == swapped and (window.quiet or not quiet)]
         return sum(window.late for window in windows), sum(window.answered for window in windows)
 
-    def sentence(self) -> str:
+    def caused(self, *, quiet: bool = False) -> float:
+        """Late frames above those that windows without swaps would have had in the same number of frames."""
+        (late, answered), (others, among) = (self.counts(swapped=swapped, quiet=quiet) for swapped in (True, False))
+        return late - others * answered / max(1, among)
+
+    def sentence(self, *, quiet: bool = False) -> str:
         """How it stands."""
-        with_swaps, without = ("{} of {}".format(*self.counts(swapped=swapped)) for swapped in (True, False))
+        with_swaps, without = ("{} of {}".format(*self.counts(swapped=each, quiet=quiet)) for each in (True, False))
         return f"late: with {with_swaps}, without {without}"
 
 
@@ -82,8 +97,8 @@ def write_tally(path: Path | None, tally: Tally) -> None:
 
 def rows_of(tally: Tally) -> list[Row]:
     """The figures of all runs together."""
-    (late, answered), (others, among) = tally.counts(swapped=True), tally.counts(swapped=False)
-    expected = others * answered / max(1, among)
+    quiet = [window for window in tally.windows if window.quiet]
+    disturbed = sum(burst.disturbed for burst in tally.bursts)
     callers = " and ".join(str(each) for each in sorted(set(tally.callers)))
     runs = f"{tally.runs} run{'s' if tally.runs > 1 else ''}"
     trust = f"; in {tally.untrusted_runs} of them the load generator itself was late" if tally.untrusted_runs else ""
@@ -91,12 +106,35 @@ def rows_of(tally: Tally) -> list[Row]:
         compare("swaps", tally.swaps, "swaps", better="higher", remark=f"distinct files, {callers} callers, {runs}"),
         compare(
             "late_frames_caused",
-            late - expected,
+            tally.caused(),
             "frames",
             better="lower",
             goal=0,
             remark=tally.sentence() + trust,
         ),
+        compare(
+            "late_frames_caused_undisturbed",
+            tally.caused(quiet=True) if quiet else None,
+            "frames",
+            better="lower",
+            remark=f"{len(quiet)} of {len(tally.windows)} windows, {sum(each.swaps for each in quiet)} swaps, in which "
+            f"others had no more than {QUIET_CORES} cores; {tally.sentence(quiet=True)}",
+        ),
+        compare(
+            "bursts_of_late_frames",
+            len(tally.bursts),
+            "bursts",
+            better="lower",
+            remark=f"{disturbed} of them while others computed or the machine stood still; the file describes each",
+        ),
+        compare(
+            "step_cost_against_measured",
+            _median(tally.step_cost_ratios),
+            "times",
+            better="lower",
+            remark="under load, by what the server measured before anybody called",
+        ),
+        compare("machine_stood_still_ms_max", tally.hiccup_ms_max, "ms", better="lower", remark="a core, not our work"),
         compare("flip_ms_max", tally.flip_ms_max, "ms", better="lower", remark="the tick is held up"),
         compare("calls_moved", tally.calls_moved, "moves", better="higher", remark="calls that changed in silence"),
         compare("make_live_ms_p50", _median(tally.make_live_ms), "ms", better="lower"),

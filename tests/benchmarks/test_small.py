@@ -41,7 +41,7 @@ def run(tiny: str, capsys: pytest.CaptureFixture[str]) -> Run:
 def test_frame_step(run: Run) -> None:
     """The fixed row names, stages and limit; and on the tiny model, too, the tokens are upstream's."""
     size = ("--rows", "1", "3", "--full-context-rows", "3", "--trials", "2", "--frames", "2")
-    rows = run(frame_step, *size)
+    rows = run(frame_step, *size, "--adapter-rows", "1", "3", "--adapter-steps", "2")
     assert {"frame_ms_rows_1", "frame_ms_rows_3", "frame_ms_rows_3_full_context"} <= set(rows)
     for name in ("frame_ms_rows_1", "frame_ms_rows_3_full_context"):
         row = rows[name]
@@ -51,6 +51,8 @@ def test_frame_step(run: Run) -> None:
         stages = [rows[f"{name}_{stage}"]["value"] for stage in ("encode", "language", "decode")]
         assert 0 < sum(stages) <= 1.5 * row["value"]
     assert rows["frame_ms_rows_1"]["goal"] == 4
+    assert rows["adapter_percent_rows_1"]["goal"] == rows["adapter_percent_rows_3"]["goal"] == 10
+    assert "in 2 pairs" in rows["adapter_percent_rows_3_versions_3"]["remark"]
     assert rows["rows_with_equal_tokens_1"]["value"] == rows["rows_with_equal_tokens_3"]["value"] == 1
 
 

@@ -1,13 +1,15 @@
 """`benchmarks.swap` at toy size: real sockets, real files, two runs that add up; structure and counts, never a time."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import swap
-from benchmarks.swap_tally import Tally, Window, read_tally, rows_of, write_tally
+from benchmarks.swap_bursts import Window
+from benchmarks.swap_tally import Tally, read_tally, rows_of, write_tally
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 FIXED = ["swaps", "late_frames_caused", "flip_ms_max"]
@@ -40,6 +42,9 @@ def test_two_runs_into_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(tally.make_live_ms) == 4
     assert tally.callers == [2, 2]
     assert all(window.answered > 0 for window in tally.windows)
+    assert len(tally.step_cost_ratios) == 2, "each run recorded its steps"
+    if sys.platform == "linux":
+        assert all(window.others_cores is not None for window in tally.windows), "and what the machine did"
 
 
 def test_what_swaps_cause_is_above_what_happens_without() -> None:
