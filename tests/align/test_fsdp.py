@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from online_align.pair_store import PairStore
 from online_align.round_plan import Round, Stage
+from server.engine import model_name
 from server.journal import open_journal
 from server.journal.registry import AdapterRegistry
 from tests.align.test_good_spans import ANSWERED, call
@@ -28,7 +29,7 @@ TOLERANCE = 2e-5
 def learn(folder: Path, tiny: str, loss: str, *starter: str) -> Round:
     journal = open_journal(folder)
     record(journal, CALLS, 3)
-    call(journal, "praised", ANSWERED, checkpoint=tiny)
+    call(journal, "praised", ANSWERED, checkpoint=model_name(tiny))
     PairStore(journal).add(some(range(7)))
     flags = [
         "--data-dir",

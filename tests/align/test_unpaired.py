@@ -18,6 +18,7 @@ from online_align.round_plan import Stage
 from online_align.rounds import Rounds
 from online_align.settings import LearnerSettings
 from online_align.unpaired import balance, loss_of, mismatched
+from server.engine import model_name
 from server.engine.checkpoint import load_checkpoint
 from server.journal import Journal, open_journal
 from server.journal.registry import AdapterRegistry
@@ -135,7 +136,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_numbers(tiny: Path, pairs: l
 
 
 def test_a_round_of_complaints_and_praise(journal: Journal, tmp_path: Path, tiny: Path) -> None:
-    call(journal, "good", ANSWERED, checkpoint=str(tiny))
+    call(journal, "good", ANSWERED, checkpoint=model_name(str(tiny)))
     PairStore(journal).add(some(range(6)))
     settings = msgspec.structs.replace(FAST, anchor=1.0, replay=0.5)
     made = Rounds(tmp_path, journal, settings, checkpoint=str(tiny)).once()
