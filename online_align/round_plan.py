@@ -12,11 +12,15 @@ from online_align.settings import LearnerSettings
 from server.durable import write_durably
 from server.errors import DuologueError
 
-__all__ = ["Round", "RoundError", "RoundFiles", "Stage"]
+__all__ = ["OtherBaseError", "Round", "RoundError", "RoundFiles", "Stage"]
 
 
 class RoundError(DuologueError):
     """A round that cannot be planned or gone on with."""
+
+
+class OtherBaseError(RoundError):
+    """A round was begun on another base model than the learner has now."""
 
 
 class Stage(StrEnum):
@@ -27,7 +31,7 @@ class Stage(StrEnum):
     STAGED = "staged"
     DONE = "done"
     EMPTY = "empty"
-    """Everything it was to learn from has been deleted."""
+    """Everything it was to learn from has been deleted, or waits for a round on another base model."""
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from online_align.learner import Figures, Pass, evaluate, reference_of
 from online_align.pair_store import PairStore
 from online_align.policy import Policy
 from online_align.records import Pair
-from online_align.round_plan import Round, RoundFiles, Stage
+from online_align.round_plan import OtherBaseError, Round, RoundFiles, Stage
 from online_align.settings import LearnerSettings
 from online_align.starting import Starting
 from online_align.unpaired import KTO, mismatched
@@ -122,7 +122,11 @@ class Rounds:
         if current is None:
             return None
         if current.stage is Stage.PLANNED:
-            current = self._train(current)
+            try:
+                current = self._train(current)
+            except OtherBaseError as problem:
+                log.warning("round %d is given up: %s", current.number, problem)
+                current = self._write(current, stage=Stage.EMPTY, pairs=(), replayed=(), good=(), outcome=str(problem))
         if current.stage is Stage.EXPORTED and self._workers.first:
             current = self._stage(current)
         if current.stage is Stage.STAGED and self._workers.first:

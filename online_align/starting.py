@@ -12,7 +12,7 @@ import torch
 from kernels.cpu import HIGHEST_RANK
 from online_align.gate_files import layers_of
 from online_align.policy import Policy
-from online_align.round_plan import Round, RoundError
+from online_align.round_plan import OtherBaseError, Round, RoundError
 from server.engine.adapters import ADAPTER_CONFIG, file_sha256, read_adapter
 from server.engine.checkpoint import Checkpoint, load_checkpoint
 from server.errors import AdapterError
@@ -45,14 +45,14 @@ class Starting:
     def policy(self, current: Round) -> tuple[Policy, dict[str, Any]]:
         """What the round trains, as it is before, and the base model's configuration.
 
-        Raises `RoundError` when the base or the parent is not what it was, and `CheckpointError`.
+        Raises `OtherBaseError`, `RoundError` when the parent is not what it was, and `CheckpointError`.
         """
         settings, checkpoint = current.settings, self.load()
         if file_sha256(checkpoint.lm_path) != current.base_sha256:
-            raise RoundError(
-                got=f"round {current.number} of a model that is no longer {current.checkpoint}",
+            raise OtherBaseError(
+                got=f"round {current.number} of {current.checkpoint}, which is not the base model now",
                 expected=f"weights with SHA-256 {current.base_sha256}",
-                remedy="give the learner that model, or remove the round's file to give its pairs up",
+                remedy="nothing: its pairs wait for the next round",
             )
         config = _json(checkpoint.lm_path.with_name(ADAPTER_CONFIG))
         rank, scaling, parts = settings.rank, settings.scaling, None

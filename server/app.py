@@ -28,7 +28,7 @@ from server.connections import Connections
 from server.doors import VISITOR, WHO, Doors
 from server.engine import Engine
 from server.errors import ConfigError, TooManyCallsError
-from server.learner import learner_of
+from server.learner import command_of, learner_of
 from server.limits import AddressLimits
 from server.listening import Listening
 from server.login import Login
@@ -115,7 +115,12 @@ class Server:
             on_answers=self.guard.note,
         )
         self.learner = learner_of(config)
-        self.base = BaseSwap(load=load_base, scheduler=self.scheduler, adapters=self.adapters)
+        self.base = BaseSwap(
+            load=load_base,
+            scheduler=self.scheduler,
+            adapters=self.adapters,
+            on_new=lambda checkpoint: self.learner.become(command_of(config, checkpoint)),
+        )
         self.desk = CallDesk(
             config=config, metrics=self.metrics, scheduler=self.scheduler, may_call=self.auth.may_still_call
         )

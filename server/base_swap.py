@@ -37,10 +37,21 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class BaseSwap:
-    """The address `/api/base`. At most one is loaded at a time, and at most two engines are in service."""
+    """The address `/api/base`. At most one is loaded at a time, and at most two engines are in service.
 
-    def __init__(self, *, load: LoadBase | None, scheduler: Scheduler, adapters: Adapters) -> None:
+    `on_new` is told in the event loop which checkpoint has the new calls.
+    """
+
+    def __init__(
+        self,
+        *,
+        load: LoadBase | None,
+        scheduler: Scheduler,
+        adapters: Adapters,
+        on_new: Callable[[str], None] = lambda _checkpoint: None,
+    ) -> None:
         self._load = load
+        self._on_new = on_new
         self._scheduler = scheduler
         self._adapters = adapters
         self._loading = ""
@@ -57,6 +68,7 @@ class BaseSwap:
         try:
             engine, prepared = await asyncio.to_thread(self._make_ready, load, checkpoint, serving)
             model = await self._put_in(checkpoint, engine, prepared)
+            self._on_new(checkpoint)
             await asyncio.to_thread(self._adapters.follow, prepared)
         finally:
             self._loading = ""

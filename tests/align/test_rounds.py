@@ -290,12 +290,26 @@ def test_two_learners(journal: Journal, tmp_path: Path, capsys: pytest.CaptureFi
         pass
 
 
-def test_a_round_of_another_model_and_a_damaged_file(journal: Journal, tmp_path: Path, tiny: str) -> None:
+def test_a_round_of_another_base_model_is_given_up_and_its_pairs_wait(
+    journal: Journal, tmp_path: Path, tiny: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a swap of the base: a learner that stopped at it would learn nothing any more."""
     PairStore(journal).add(some(range(2)))
     rounds, files = rounds_of(journal, tmp_path, tiny), RoundFiles(tmp_path / "learner" / "rounds")
-    files.write(msgspec.structs.replace(planned(journal, rounds, tiny), base_sha256="0" * 64))
-    with pytest.raises(RoundError, match=r"no longer.*expected weights with SHA-256 0000"):
-        rounds.once()
+    begun = files.write(msgspec.structs.replace(planned(journal, rounds, tiny), base_sha256="0" * 64))
+    given_up = rounds.once()
+    assert given_up is not None
+    assert (given_up.stage, given_up.pairs) == (Stage.EMPTY, ())
+    assert "not the base model now; expected weights with SHA-256 0000" in given_up.outcome
+    assert "round 1 is given up" in caplog.text
+    made = rounds.once()
+    assert made is not None
+    assert (made.number, made.stage, made.pairs) == (2, Stage.DONE, begun.pairs)
+
+
+def test_a_damaged_file_of_a_round_is_told(journal: Journal, tmp_path: Path, tiny: str) -> None:
+    rounds = rounds_of(journal, tmp_path, tiny)
+    (tmp_path / "learner" / "rounds").mkdir(parents=True)
     (tmp_path / "learner" / "rounds" / "0001.json").write_text("{")
     with pytest.raises(RoundError, match=r"0001\.json, which is no round"):
         rounds.waiting()

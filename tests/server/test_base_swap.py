@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +15,9 @@ import aiohttp
 import pytest
 
 from server import base_swap
+from server.config import ServerConfig
 from server.engine import Engine
+from server.learner import command_of
 from tests.engine.lora import tensors, write_adapter
 from tests.server.adapter_files import Shop
 from tests.server.caller import calling, voice
@@ -126,6 +129,32 @@ async def test_who_waited_gets_the_new_one_as_it_recommends(tiny: Path, other: P
 def wishes(live: LiveServer) -> list[tuple[float, int | None]]:
     parameters = [call.session.parameters.sampling for call in live.server.desk._calls]
     return [(each.text_temperature, each.text_topk) for each in parameters]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_the_learner_learns_on_the_base_that_serves(tiny: Path, other: Path, tmp_path: Path) -> None:
+    """A real child: after a swap it is another one with the new base, after a refused swap it is as it was."""
+    config = ServerConfig(data_dir=tmp_path / "data")
+    async with serving_two(tiny, data_dir=config.data_dir, learn=True) as live:
+        learner = live.server.learner
+        learner.become(command_of(config, str(tiny)))
+        async with calling(live.url, "?consent=keep,train") as caller:
+            await caller.greeted()
+            await caller.talk(voice(4))
+        await live.empty()
+        await until(lambda: learner.pid is not None and learns_on(learner.pid) == str(tiny))
+        first = learner.pid
+        assert (await put_in(live, tmp_path / "none"))[0] == 422
+        await asyncio.sleep(0.2)
+        assert learner.pid == first
+        assert (await put_in(live, other))[0] == 200
+        await until(lambda: learner.pid is not None and learner.pid != first and learns_on(learner.pid) == str(other))
+
+
+def learns_on(pid: int) -> str:
+    """The base model in a process's command line; empty as long as it is not yet that program."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return words[words.index("--checkpoint") + 1] if "online_align" in words else ""
 
 
 async def test_what_cannot_serve_changes_nothing(tiny: Path, tiny_24k: Path, tmp_path: Path) -> None:

@@ -112,6 +112,30 @@ async def test_a_program_that_is_not_there_is_told(caplog: pytest.LogCaptureFixt
     await ended(running)
 
 
+async def test_with_another_command_the_one_that_runs_ends_and_the_next_begins_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nor does the pause after a failure hold it up. The same command again changes nothing."""
+    last_words = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('bye', flush=True))); "
+    first = program(f"{last_words}print('first', flush=True); time.sleep(600)")
+    learner = Learner(first, may_start=lambda: True, pause_s=300.0)
+    running = asyncio.create_task(learner.run())
+    await until(lambda: "first" in lines(caplog))
+    pid = learner.pid
+    learner.become(list(first))
+    await asyncio.sleep(0.1)
+    assert learner.pid == pid
+    learner.become(program("sys.exit(3)"))
+    await until(lambda: any("ended with code 3" in line for line in lines(caplog)))
+    assert pid is not None
+    assert not is_alive(pid)
+    assert "bye" in lines(caplog), "what it says at its end is logged"
+    learner.become(program("print('third', flush=True); time.sleep(600)"))
+    await until(lambda: "third" in lines(caplog))
+    await ended(running)
+    assert learner.pid is None
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
 async def test_it_does_not_outlive_a_server_that_is_killed(tmp_path: Path) -> None:
     note = tmp_path / "pid"
