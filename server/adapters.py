@@ -4,7 +4,8 @@ The journal's `adapters` table is the truth; this file looks at it once a second
 when somebody asks over HTTP. What is to speak is read into the engine in the background (`adapter_shelf`), and
 then the tick thread is given a new plan (`adapter_plan`), which it obeys between two steps. What cannot be read never
 becomes current: what spoke before goes on, and the reason stands in the log, in `/api/adapters` and among the adapter's
-verdicts. It opens a journal that is there and makes none. It knows no calls.
+verdicts. What is live and cannot be read is taken back for the last one before it that can. It opens a journal that is
+there and makes none. It knows no calls.
 """
 
 import contextlib
@@ -245,6 +246,8 @@ class Adapters:
         for refusal in shelf.settle():
             self._refuse(registry, shelf.engine, refusal)
         rows, known = self._look(self._elders | frozenset(shelf.ready))
+        while (lost := rows.get(AdapterState.LIVE)) and self._take_back(registry, shelf, lost):
+            rows, known = self._look(self._elders | frozenset(shelf.ready))
         for each in rows.values():
             shelf.want(each)
         allowed = frozenset(each for each, state in known.items() if state in _MAY_GO_ON)
@@ -271,17 +274,33 @@ class Adapters:
         rows: dict[AdapterState, AdapterRow] = {row.state: row for row in found if row.state in _HEARD}
         return rows, {row.id: row.state for row in found if row.id in ids}
 
+    def _take_back(self, registry: AdapterRegistry, shelf: Shelf, row: AdapterRow) -> bool:
+        """Take what is live back when its files are refused and one that was live before can be used.
+
+        Where none can, the base model speaks, and the table stays as it is: a folder that is not there may come back.
+        Raises `RegistryError` when somebody else was faster; the next look sees what they did.
+        """
+        serves = self._shelf is None or self._shelf is shelf
+        if not serves or not shelf.problem(row) or model_name(row.checkpoint) != model_name(shelf.engine.checkpoint):
+            return False
+        good = next((each for each in _retired(registry, shelf.engine) if not shelf.problem(each)), None)
+        if good is None:
+            return False
+        shelf.want(good)
+        if shelf.get(good) is None:
+            return False
+        reason = _reason(shelf.problem(row))
+        registry.roll_back(row.id, reason=reason, figures=BY_SERVER, expected=AdapterState.LIVE)
+        self._metrics.rollbacks.inc()
+        log.error("adapter %s is taken back, for it was live and cannot be read: %s", row.id, shelf.problem(row))
+        return True
+
     def _want_predecessor(self, shelf: Shelf) -> None:
         """Have at hand what a rollback would bring back."""
         registry = self._registry()
         if registry is None or not shelf.engine.adapter_places:
             return
-        base = model_name(shelf.engine.checkpoint)
-        retired = [
-            row for row in registry.list() if row.state is AdapterState.RETIRED and model_name(row.checkpoint) == base
-        ]
-        before = max((row for row in retired if not row.withdrawn), key=lambda row: row.changed_at, default=None)
-        if before is not None:
+        if before := next(iter(_retired(registry, shelf.engine)), None):
             shelf.want(before)
             self._previous = before.id
 
@@ -295,7 +314,7 @@ class Adapters:
         return frozenset(version.number for version in shelf.ready.values() if version.id not in kept)
 
     def _refuse(self, registry: AdapterRegistry, engine: Engine, refusal: Refusal) -> None:
-        row, reason = refusal.row, f"a server refuses its files: {refusal.reason}"
+        row, reason = refusal.row, _reason(refusal.reason)
         log.error("adapter %s, which is %s, does not speak: %s", row.id, row.state, refusal.reason)
         self._metrics.count_swap(SwapResult.REFUSED)
         if model_name(row.checkpoint) != model_name(engine.checkpoint):
@@ -328,6 +347,17 @@ class Adapters:
     def _show(self, shelf: Shelf) -> None:
         self._metrics.show_adapters(self.plan.speaking(), base=shelf.engine.base_sha256[:12])
         self._metrics.swap_staged.set(shelf.staged_bytes)
+
+
+def _retired(registry: AdapterRegistry, engine: Engine) -> list[AdapterRow]:
+    """What a rollback could bring back to this engine's calls, the newest first."""
+    base = model_name(engine.checkpoint)
+    rows = [row for row in registry.list() if row.state is AdapterState.RETIRED and not row.withdrawn]
+    return sorted((row for row in rows if model_name(row.checkpoint) == base), key=lambda row: -row.changed_at)
+
+
+def _reason(problem: str) -> str:
+    return f"a server refuses its files: {problem}"
 
 
 def _id(version: Version | None) -> str:

@@ -16,6 +16,7 @@ import torch
 from server.adapter_plan import hears_canary
 from server.engine import Engine
 from server.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from server.journal.adapter_records import BY_SERVER
 from server.metrics import SwapResult
 from tests.server.adapter_files import Shop, made, shop
 from tests.server.caller import FRAME, Caller, Samples, calling, voice
@@ -307,6 +308,53 @@ async def test_a_bad_file_is_refused_once_and_never_speaks(tiny: Path, store: Sh
         assert live.count("duologue_swap_total", result=SwapResult.REFUSED) == 1
 
 
+@pytest.mark.parametrize("broken", [("third",), ("second", "third"), ("first", "second", "third")])
+async def test_what_was_live_and_cannot_be_read_at_the_start_gives_way_to_the_last_good_one(
+    tiny: Path, store: Shop, broken: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where none is good the base model speaks, and the table is left alone: its files may come back."""
+    folders = {name: store.live(name, seed=seed) for seed, name in enumerate(("first", "second", "third"), 1)}
+    for name in broken:
+        weights = folders[name] / ADAPTER_WEIGHTS
+        content = bytearray(weights.read_bytes())
+        content[-40] ^= 0x40
+        weights.write_bytes(content)
+    good = next((name for name in ("third", "second", "first") if name not in broken), None)
+    async with serving_from(store, tiny) as live:
+        assert await new_call(live) == good
+        for _ in range(3):
+            await look(live)
+        assert live.server.adapters.problem == ""
+        assert live.count("duologue_swap_rollback_total") == (len(broken) if good else 0)
+    states = {name: str(store.registry.get(name).state) for name in folders}
+    if good is None:
+        assert states == {"first": "retired", "second": "retired", "third": "live"}
+        return
+    before = {name: "retired" for name in folders if name not in broken}
+    assert states == before | dict.fromkeys(broken, "rolled_back") | {good: "live"}
+    for name in broken:
+        said = store.registry.verdicts(name)[-1]
+        assert (said.passed, said.figures) == (False, BY_SERVER)
+        assert "a server refuses its files" in said.reason
+        assert f"adapter {name} is taken back" in caplog.text
+
+
+async def test_one_made_live_before_any_server_read_it_gives_way_when_it_cannot_be(tiny: Path, store: Shop) -> None:
+    """As `adapters promote` twice in a moment does."""
+    store.live("first", seed=1)
+    async with serving_from(store, tiny) as live:
+        weights = store.stage("bad", seed=2) / ADAPTER_WEIGHTS
+        weights.write_bytes(weights.read_bytes()[:-30])
+        for _ in range(2):
+            store.registry.promote("bad", reason="test")
+        await until(lambda: store.registry.get("bad").state == "rolled_back")
+        await look(live)
+        assert await new_call(live) == "first"
+    live_row = store.registry.live()
+    assert live_row is not None
+    assert live_row.id == "first"
+
+
 async def test_what_nobody_thought_of_does_not_stand_in_the_way_of_a_rollback(
     tiny: Path, store: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,8 +372,7 @@ async def test_what_nobody_thought_of_does_not_stand_in_the_way_of_a_rollback(
         listed = {each["id"]: each for each in (await page(live))["adapters"]}
         assert listed["odd"]["problem"] == "MemoryError: a file like no other"
         assert live.server.adapters.problem == ""
-        store.registry.roll_back("odd", reason="test")
-        await look(live)
+        assert store.registry.get("odd").state == "rolled_back"
         assert await new_call(live) == "first"
         store.registry.roll_back("first", reason="test")
         await look(live)
