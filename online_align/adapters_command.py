@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from online_align.on_journal import add_place, do_on_journal
+from online_align.on_journal import add_place, do_on_journal, shown
 from online_align.release import verdict_of
 from online_align.verdicts import Outcome
 from server.journal import Journal
@@ -33,7 +33,8 @@ def _list(journal: Journal, asked: argparse.Namespace) -> int:
         print("no adapters yet: everybody hears the base model")
     for row in rows:
         note = "  withdrawn" if row.withdrawn else ""
-        print(f"{row.id:24} {row.state:12} {_when(row.changed_at)}  from {row.parent or 'the base model'}{note}")
+        parent = shown(row.parent) or "the base model"
+        print(f"{shown(row.id):24} {row.state:12} {_when(row.changed_at)}  from {parent}{note}")
     return 0
 
 
@@ -45,17 +46,19 @@ def _show(journal: Journal, asked: argparse.Namespace) -> int:
         verdicts = [{"stage": each.stage, "at": each.at, "verdict": verdict_of(each)} for each in said]
         print(msgspec.json.encode({"adapter": row, "sessions": sessions, "verdicts": verdicts}).decode())
         return 0
-    print(f"{row.id}: {row.state} since {_when(row.changed_at)}, made {_when(row.made_at)}")
-    print(f"base {row.checkpoint}, from {row.parent or 'the base model'}, learned from {len(sessions)} calls")
-    print(f"files {row.path}, SHA-256 {row.sha256}")
+    parent = row.parent or "the base model"
+    print(shown(f"{row.id}: {row.state} since {_when(row.changed_at)}, made {_when(row.made_at)}"))
+    print(shown(f"base {row.checkpoint}, from {parent}, learned from {len(sessions)} calls"))
+    print(shown(f"files {row.path}, SHA-256 {row.sha256}"))
     if row.withdrawn:
         print("withdrawn: it learned from a call that was deleted, so it goes to nobody any more")
     for each in said:
         verdict = verdict_of(each)
-        print(f"\n{_when(each.at)} {each.stage}: {'passed' if each.passed else 'refused'}. {each.reason}")
+        print(f"\n{_when(each.at)} {each.stage}: {'passed' if each.passed else 'refused'}. {shown(each.reason)}")
         for check in verdict.checks:
             mark = {Outcome.PASSED: "ok", Outcome.FAILED: "NO", Outcome.UNKNOWN: "? "}[check.outcome]
-            print(f"  {mark} {check.name:26} {_number(check.value):>8} {_number(check.base):>8}  {check.limit}")
+            figures = f"{_number(check.value):>8} {_number(check.base):>8}"
+            print(shown(f"  {mark} {check.name:26} {figures}  {check.limit}"))
     return 0
 
 
@@ -74,9 +77,9 @@ def _moved(row: AdapterRow, asked: argparse.Namespace, *, live: AdapterRow | Non
     if asked.json:
         print(msgspec.json.encode({"adapter": row, "live": live}).decode())
         return 0
-    print(f"{row.id} is {row.state}")
+    print(shown(f"{row.id} is {row.state}"))
     if row.state == "rolled_back":
-        print(f"live is {live.id if live else 'the base model'}")
+        print(f"live is {shown(live.id) if live else 'the base model'}")
     return 0
 
 

@@ -9,7 +9,12 @@ from server.errors import DuologueError
 from server.journal import JournalError, open_journal
 from server.journal.database import exists
 
-__all__ = ["add_place", "at_least_one", "do_on_journal"]
+__all__ = ["add_place", "at_least_one", "check_exists", "do_on_journal", "shown"]
+
+
+def shown(text: str) -> str:
+    """Text of others, in one line for a terminal: what would move a cursor, colour or hide something is spelled out."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def add_place(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
@@ -36,18 +41,23 @@ def at_least_one(text: str) -> int:
     return number
 
 
+def check_exists(asked: argparse.Namespace) -> None:
+    """Raises `JournalError` where there is no journal: nothing is made by looking for it."""
+    if not exists(asked.data_dir, asked.journal_url):
+        raise JournalError(
+            got=f"{asked.data_dir}, where no call was ever kept",
+            expected="the data folder of a server",
+            remedy="name it with --data-dir, or the database with --journal-url",
+        )
+
+
 def do_on_journal(asked: argparse.Namespace) -> int:
     """Call `asked.do(journal, asked)` with the journal of `asked.data_dir` and `asked.journal_url`.
 
     Returns its exit code, or 1, after a sentence, when something is refused or not there.
     """
     try:
-        if not exists(asked.data_dir, asked.journal_url):
-            raise JournalError(
-                got=f"{asked.data_dir}, where no call was ever kept",
-                expected="the data folder of a server",
-                remedy="name it with --data-dir, or the database with --journal-url",
-            )
+        check_exists(asked)
         journal = open_journal(asked.data_dir, asked.journal_url)
         try:
             code: int = asked.do(journal, asked)
@@ -55,5 +65,5 @@ def do_on_journal(asked: argparse.Namespace) -> int:
         finally:
             journal.engine.dispose()
     except DuologueError as problem:
-        print(f"duologue-align: {problem}", file=sys.stderr)
+        print(f"duologue-align: {shown(str(problem))}", file=sys.stderr)
         return 1

@@ -75,6 +75,20 @@ def test_show_says_why(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert shown["verdicts"][0]["verdict"]["checks"][0]["reason"] == "It is mute."
 
 
+def test_what_somebody_gave_as_a_reason_moves_no_cursor(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor does it look like a verdict of its own, or hide what stands behind it."""
+    reason = "fine\x1b[2K\x1b]0;owned\x07\n2026-01-01 00:00:00 UTC gate: passed. \u202egood\x9b31m"
+    assert call(data_dir, "promote", "good", "--reason", reason) == 0
+    assert call(data_dir, "list") == 0
+    assert call(data_dir, "show", "good") == 0
+    out = printed(capsys)
+    assert all(line.isprintable() for line in out.split("\n")), out
+    assert r"it: fine\x1b[2K\x1b]0;owned\x07\n2026-01-01 00:00:00 UTC gate: passed. \u202egood\x9b31m" in out
+    assert call(data_dir, "show", "\x1b[31mred") == 1
+    said = capsys.readouterr().err
+    assert said.rstrip("\n").isprintable(), said
+
+
 def test_promote_and_roll_back(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(data_dir, "promote", "good", "--reason", "it sounds right") == 0
     assert printed(capsys) == "good is live\n"
