@@ -85,16 +85,16 @@ def _moved(row: AdapterRow, asked: argparse.Namespace, *, live: AdapterRow | Non
 
 def _diff(journal: Journal, asked: argparse.Namespace) -> int:
     # Loads torch and a model, which nothing else here needs.
-    from online_align.compare import compare  # noqa: PLC0415
+    from online_align.compare import Compared, compare  # noqa: PLC0415
     from online_align.gate import Gate, GateSettings  # noqa: PLC0415
     from online_align.probes import Sizes  # noqa: PLC0415
 
     registry = AdapterRegistry(journal.engine)
     rows = [None if name == "base" else registry.get(name) for name in (asked.first, asked.second)]
-    folders = [None if row is None else folder_of(asked.data_dir, row) for row in rows]
+    sides = [row and Compared(folder=folder_of(asked.data_dir, row), sha256=row.sha256) for row in rows]
     checkpoint = asked.checkpoint or next((row.checkpoint for row in rows if row is not None), "mini")
     sizes = Sizes(question=16, pause=12, interruption=8, hum=6, nobody=3) if asked.quick else Sizes()
-    found = compare(Gate(checkpoint, GateSettings(sizes=sizes)), folders[0], folders[1])
+    found = compare(Gate(checkpoint, GateSettings(sizes=sizes)), sides[0], sides[1])
     if asked.json:
         print(msgspec.json.encode({"first": asked.first, "second": asked.second, "difference": found}).decode())
         return 0

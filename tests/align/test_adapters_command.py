@@ -170,3 +170,8 @@ def test_diff(data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert found["norms"]["text_linear"][1] > 0.01
     assert call(data_dir, "diff", "mute", "mute") == 0
     assert "KL of mute from mute: 0 nats" in printed(capsys).replace("-0 ", "0 ")
+    content = bytearray((folder / ADAPTER_WEIGHTS).read_bytes())
+    content[-2] ^= 0x01
+    (folder / ADAPTER_WEIGHTS).write_bytes(content)
+    assert call(data_dir, "diff", "base", "mute") == 1
+    assert f"expected SHA-256 {sha256}" in capsys.readouterr().err, "what is compared is what was staged"
