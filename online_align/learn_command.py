@@ -8,20 +8,19 @@ import argparse
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 
 from online_align import judging
 from online_align.judge import JudgeError
 from online_align.on_journal import at_least_one
+from online_align.stopping import Stop, Stopped
 from server.errors import DuologueError
 
 __all__ = ["once", "parser", "run"]
@@ -29,6 +28,8 @@ __all__ = ["once", "parser", "run"]
 log = logging.getLogger(__name__)
 
 _NICE: Final = 19
+_STOPPED: Final = {"run": 0, "once": 1}
+"""Exit codes after SIGTERM or SIGINT: to `run` that is the end that was meant."""
 _SETTINGS: Final = {
     "loss": "one of dpo, dpo-ln, simpo, apo-zero, ipo, cdpo, kto",
     "beta": "strength of the preference: each loss has its own best",
@@ -46,26 +47,44 @@ _SETTINGS: Final = {
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Make rounds until SIGTERM or SIGINT. Returns 0, or 1 after an error that will not mend itself."""
+    """Make rounds until SIGTERM or SIGINT, also in the middle of one, which the next learner goes on with.
+
+    Returns 0, or 1 after an error that will not mend itself.
+    """
     return _started("run", arguments, _forever)
 
 
 def once(arguments: Sequence[str]) -> int:
-    """Make one round. Returns 0, also when nothing waits; 1 after an error."""
+    """Make one round. Returns 0, also when nothing waits; 1 after an error, and when it is told to stop before."""
     return _started("once", arguments, _one)
 
 
-def _started(name: str, arguments: Sequence[str], work: Callable[[Any, argparse.Namespace], int]) -> int:
+def _started(name: str, arguments: Sequence[str], work: Callable[["_Learner", argparse.Namespace], int]) -> int:
     asked = parser(name).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    _step_back(asked.threads, asked.priority)
+    stop = Stop()
     try:
-        with _opened(asked) as learner:
-            return work(learner, asked)
+        with stop.heeded():
+            _step_back(asked.threads, asked.priority)
+            with _opened(asked, stop) as learner:
+                return _until_stopped(name, work, learner, asked)
     except DuologueError as problem:
         print(f"duologue-align: {problem}", file=sys.stderr)
         return 1
+    except Stopped:
+        log.info("told to stop")
+        return _STOPPED[name]
+
+
+def _until_stopped(
+    name: str, work: Callable[["_Learner", argparse.Namespace], int], learner: "_Learner", asked: argparse.Namespace
+) -> int:
+    try:
+        return work(learner, asked)
+    except Stopped:
+        log.info("told to stop%s", learner.left())
+        return _STOPPED[name]
 
 
 def _one(learner: "_Learner", asked: argparse.Namespace) -> int:
@@ -79,20 +98,16 @@ def _one(learner: "_Learner", asked: argparse.Namespace) -> int:
     return 0
 
 
-def _forever(learner: "_Learner", asked: argparse.Namespace) -> int:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
+def _forever(learner: "_Learner", asked: argparse.Namespace) -> NoReturn:
     last = time.monotonic()
-    while not stop.is_set():
+    while True:
         due = time.monotonic() - last >= asked.every if asked.every else False
         if learner.is_due(asked.pairs_per_round, by_clock=due):
             learner.round()
             last = time.monotonic()
         elif due:
             last = time.monotonic()
-        stop.wait(asked.poll_s)
-    return 0
+        time.sleep(asked.poll_s)
 
 
 class _Learner:
@@ -119,7 +134,12 @@ class _Learner:
         waiting = len(self._rounds.waiting())
         self._progress.waits(waiting)
         enough = waiting >= pairs_per_round or (by_clock and waiting > 0)
-        return bool(self.workers.tell(self._rounds.is_unfinished() or (enough and not asking)))
+        return bool(self.workers.tell(self._rounds.unfinished() is not None or (enough and not asking)))
+
+    def left(self) -> str:
+        """What is left to do, for the end of a sentence."""
+        left = self._rounds.unfinished()
+        return f" in round {left.number}, which is {left.stage}; the next learner goes on with it" if left else ""
 
     def round(self, *, collect: bool = False) -> Any:
         """Make one round of what waits, and first collect when asked to."""
@@ -129,7 +149,7 @@ class _Learner:
 
 
 @contextlib.contextmanager
-def _opened(asked: argparse.Namespace) -> Any:
+def _opened(asked: argparse.Namespace, stop: Stop) -> Any:
     # torch takes seconds to import: not before the flags have been read.
     from online_align.learner_lock import only_learner  # noqa: PLC0415
     from online_align.progress import LearnerMetrics, Progress  # noqa: PLC0415
@@ -149,7 +169,7 @@ def _opened(asked: argparse.Namespace) -> Any:
             progress = Progress(metrics, textfile=textfile if workers.first else None)
             rounds = Rounds(
                 asked.data_dir, journal, settings, checkpoint=asked.checkpoint, device=asked.device,
-                hand_over=_hand_over(asked, journal, progress), told=progress, workers=workers,
+                hand_over=_hand_over(asked, journal, progress), told=progress, workers=workers, stop=stop,
                 most_pairs=asked.most_pairs, save_every=asked.save_every,
             )  # fmt: skip
             yield _Learner(rounds, progress, workers, _collector(asked, journal), _review(asked, journal))

@@ -6,6 +6,7 @@ the result is decided in `rounds`. It knows no journal and no folders but the fi
 Legend: B pairs, N scored frames of the longer side.
 """
 
+import contextlib
 import math
 import random
 import time
@@ -24,6 +25,7 @@ from online_align.losses import Scored, anchor, score
 from online_align.policy import Policy
 from online_align.records import Pair, Reference
 from online_align.settings import LearnerSettings
+from online_align.stopping import Stop
 from online_align.training_state import Standing, restore, save
 from online_align.unpaired import KTO, balance, loss_of, praise
 from online_align.workers import Workers
@@ -70,9 +72,10 @@ class Pass:
         state: Path | None = None,
         save_every: int = 1,
         workers: Workers | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self._policy, self._settings, self._plan, self._state = policy, settings, plan, state
-        self._save_every = save_every
+        self._save_every, self._stop = save_every, stop or Stop()
         self._workers = workers or Workers()
         self._device = policy.text_linear.weight.device
         self._steps = _dealt(pairs, settings, settings.batch)
@@ -91,23 +94,32 @@ class Pass:
         return len(self._steps)
 
     def run(self, told: Callable[[int, Figures], object] = lambda _step, _figures: None) -> Figures:
-        """Make all steps that are left; `told` hears of each. Returns the means over the pass."""
+        """Make all steps that are left; `told` hears of each. Returns the means over the pass.
+
+        Raises `Stopped` after a step that is saved.
+        """
         standing = None
         if self._state is not None:
             standing = restore(self._state, self._policy, self._optimiser, plan=self._plan)
         first = standing.step if standing else 0
         sums = dict(standing.figures) if standing else {}
         for step in range(first, self.steps):
-            began = time.perf_counter()
-            figures = self._step(step)
-            figures = msgspec.structs.replace(figures, seconds=time.perf_counter() - began)
-            for name, value in _summed(figures).items():
-                sums[name] = sums.get(name, 0.0) + value
-            if self._state is not None and ((step + 1) % self._save_every == 0 or step + 1 == self.steps):
-                done = Standing(plan=self._plan, step=step + 1, figures=sums)
-                save(self._state, self._policy, self._optimiser, done, self._workers)
-            told(step, figures)
+            # Several processes save together, and are not told to stop between the same two steps.
+            with self._stop.after() if self._workers.size == 1 else contextlib.nullcontext():
+                began = time.perf_counter()
+                figures = self._step(step)
+                figures = msgspec.structs.replace(figures, seconds=time.perf_counter() - began)
+                for name, value in _summed(figures).items():
+                    sums[name] = sums.get(name, 0.0) + value
+                self._save(step + 1, sums)
+                told(step, figures)
         return _mean(sums)
+
+    def _save(self, made: int, sums: dict[str, float]) -> None:
+        now = made % self._save_every == 0 or made == self.steps or (self._stop.asked and self._workers.size == 1)
+        if self._state is not None and now:
+            done = Standing(plan=self._plan, step=made, figures=sums)
+            save(self._state, self._policy, self._optimiser, done, self._workers)
 
     def _step(self, step: int) -> Figures:
         """One step of the optimiser."""

@@ -25,6 +25,7 @@ from online_align.records import Pair
 from online_align.round_plan import OtherBaseError, Round, RoundFiles, Stage
 from online_align.settings import LearnerSettings
 from online_align.starting import Starting
+from online_align.stopping import Stop
 from online_align.unpaired import KTO, mismatched
 from online_align.waiting import Waiting, waiting_of
 from online_align.workers import Workers
@@ -78,13 +79,14 @@ class Rounds:
         hand_over: HandOver = kept,
         told: Told | None = None,
         workers: Workers | None = None,
+        stop: Stop | None = None,
         most_pairs: int = 512,
         save_every: int = 1,
     ) -> None:
         self._data_dir, self._journal, self._settings = data_dir, journal, settings
         self._checkpoint_name = model_name(checkpoint)
         self._hand_over, self._told, self._workers = hand_over, told, workers or Workers()
-        self._most_pairs, self._save_every = most_pairs, save_every
+        self._most_pairs, self._save_every, self._stop = most_pairs, save_every, stop
         self._store, self._registry = PairStore(journal), AdapterRegistry(journal.engine)
         self._starting = Starting(data_dir, self._registry, checkpoint, device)
         self._folder = data_dir / _FOLDER
@@ -107,10 +109,10 @@ class Rounds:
             most=self._most_pairs,
         )
 
-    def is_unfinished(self) -> bool:
-        """Whether a round was left that can be gone on with. Raises `RoundError`."""
+    def unfinished(self) -> Round | None:
+        """A round that was left and can be gone on with. Raises `RoundError`."""
         rounds = self._files.all()
-        return bool(rounds) and not rounds[-1].is_over
+        return None if not rounds or rounds[-1].is_over else rounds[-1]
 
     def once(self) -> Round | None:
         """Finish the round that was left, or make a new one of what waits. None when nothing waits.
@@ -135,10 +137,10 @@ class Rounds:
         return current
 
     def _next(self) -> Round | None:
+        if left := self.unfinished():
+            log.info("going on with round %d, which is %s", left.number, left.stage)
+            return left
         rounds = self._files.all()
-        if rounds and not rounds[-1].is_over:
-            log.info("going on with round %d, which is %s", rounds[-1].number, rounds[-1].stage)
-            return rounds[-1]
         waiting = self._waiting()
         if waiting.later:
             log.info("%d more pairs wait: for the next round, or until more people have called", waiting.later)
@@ -221,6 +223,7 @@ class Rounds:
             state=self._folder / "pass.safetensors",
             save_every=self._save_every,
             workers=self._workers,
+            stop=self._stop,
         )
         if self._told is None or not self._workers.first:
             return training.run()

@@ -10,12 +10,14 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+from safetensors import safe_open
 
 from online_align.judge import JudgeError
 from online_align.learn_command import _Learner, parser
 from online_align.pair_store import PairStore
-from online_align.round_plan import RoundFiles, Stage
+from online_align.round_plan import Round, RoundFiles, Stage
 from online_align.workers import Workers
 from server.journal import open_journal
 from tests.align.test_rounds import CALLS, some
@@ -62,6 +64,52 @@ def test_it_learns_for_as_long_as_it_runs(tmp_path: Path) -> None:
     assert learner.returncode == 0, log.read_text()[-2000:]
     assert "duologue_learner_rounds_total 1.0" in (data / "learner" / "metrics.prom").read_text()
     journal.engine.dispose()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("where", ["training", "the gate"])
+def test_told_to_stop_in_the_middle_of_a_round_it_ends_soon_and_the_next_goes_on(tmp_path: Path, where: str) -> None:
+    """A real process and SIGTERM. The step that is being made is kept, although only every 1000th is saved."""
+    tiny, data, log = str(write_tiny_checkpoint(tmp_path / "tiny")), tmp_path / "data", tmp_path / "log"
+    files = RoundFiles(data / "learner" / "rounds")
+    kept = {folder: open_journal(folder) for folder in (data, tmp_path / "undisturbed")}
+    for journal in kept.values():
+        record(journal, CALLS, 3)
+        PairStore(journal).add(some(range(24)))
+    flags = ["--checkpoint", tiny, "--no-collect", "--priority", "normal", "--batch", "1", "--rank", "2", "--good", "0"]
+    flags += ["--save-every", "1000"] + (["--no-release"] if where == "training" else [])
+    command = [sys.executable, "-m", "online_align", "run", "--pairs-per-round", "24", "--data-dir", str(data), *flags]
+    seen = "step 3 of 24" if where == "training" else "round-0001 from the base model"
+    with log.open("w") as out, subprocess.Popen(command, stderr=out, stdout=out) as learner:
+        until(lambda: seen in log.read_text() or learner.poll() is not None)
+        if where == "the gate":
+            until(lambda: files.all()[0].stage is Stage.STAGED)
+            time.sleep(0.5)
+        learner.send_signal(signal.SIGTERM)
+        learner.wait(60)
+    said, stage = log.read_text(), {"training": "planned", "the gate": "staged"}[where]
+    assert learner.returncode == 0, said[-3000:]
+    assert f"told to stop in round 1, which is {stage}; the next learner goes on with it" in said
+    assert "Traceback" not in said
+    assert [each.stage for each in files.all()] == [stage]
+    if where == "training":
+        with safe_open(data / "learner" / "pass.safetensors", "pt") as file:
+            made = msgspec.json.decode(file.metadata()["standing"])["step"]
+        assert 3 <= made < 24
+    # Only the training is compared with one that nobody disturbed: a gate takes minutes.
+    release = [] if "--no-release" in flags else ["--no-release"]
+    once = [sys.executable, "-m", "online_align", "once", "--json", *flags, *release, "--data-dir"]
+    rounds = [
+        msgspec.json.decode(
+            subprocess.run([*once, str(folder)], capture_output=True, text=True, check=True).stdout, type=Round
+        )
+        for folder in kept
+    ]
+    assert [(each.number, each.stage, len(each.pairs)) for each in rounds] == [(1, Stage.DONE, 24)] * 2
+    assert rounds[0].sha256 == rounds[1].sha256, "as if nothing had been"
+    for journal in kept.values():
+        journal.engine.dispose()
 
 
 def test_it_takes_its_place_behind_the_server() -> None:
@@ -116,13 +164,13 @@ class Waits:
     """Rounds of which five pairs wait, and a progress that hears of it."""
 
     def __init__(self, *, unfinished: bool = False) -> None:
-        self.unfinished, self.told = unfinished, 0
+        self.left, self.told = unfinished, 0
 
     def waiting(self) -> list[str]:
         return ["pair"] * 5
 
-    def is_unfinished(self) -> bool:
-        return self.unfinished
+    def unfinished(self) -> str | None:
+        return "a round" if self.left else None
 
     def waits(self, count: int) -> None:
         self.told = count

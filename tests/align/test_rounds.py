@@ -179,7 +179,7 @@ def test_everything_deleted_before_it_began_again(journal: Journal, tmp_path: Pa
     made = rounds.once()
     assert made is not None
     assert made.stage is Stage.EMPTY
-    assert not rounds.is_unfinished()
+    assert rounds.unfinished() is None
 
 
 def test_good_spans_are_planned_learned_from_and_in_the_lineage(journal: Journal, tmp_path: Path, tiny: str) -> None:
