@@ -19,9 +19,10 @@ import msgspec
 
 from online_align import judging
 from online_align.judge import JudgeError
-from online_align.on_journal import at_least_one
+from online_align.on_journal import at_least_one, check_exists, device, port
 from online_align.stopping import Stop, Stopped
 from server.errors import DuologueError
+from server.journal.database import exists
 
 __all__ = ["once", "parser", "run"]
 
@@ -66,6 +67,7 @@ def _started(name: str, arguments: Sequence[str], work: Callable[["_Learner", ar
     stop = Stop()
     try:
         with stop.heeded():
+            _found(name, asked)
             _step_back(asked.threads, asked.priority)
             with _opened(asked, stop) as learner:
                 return _until_stopped(name, work, learner, asked)
@@ -75,6 +77,16 @@ def _started(name: str, arguments: Sequence[str], work: Callable[["_Learner", ar
     except Stopped:
         log.info("told to stop")
         return _STOPPED[name]
+
+
+def _found(name: str, asked: argparse.Namespace) -> None:
+    """A learner makes no journal: `run` waits for one, `once` has nothing to do without. Raises `JournalError`."""
+    if name == "once":
+        check_exists(asked)
+    elif not exists(asked.data_dir, asked.journal_url):
+        log.info("waiting for a journal in %s: no call was ever kept there", asked.data_dir)
+        while not exists(asked.data_dir, asked.journal_url):
+            time.sleep(asked.poll_s)
 
 
 def _until_stopped(
@@ -295,13 +307,13 @@ def parser(name: str) -> argparse.ArgumentParser:
     url = os.environ.get("DUOLOGUE_JOURNAL_URL")
     made.add_argument("--journal-url", default=url, help="the database, where it is not in the data folder")
     made.add_argument("--checkpoint", default="mini", help="the base model: mini, a folder, or hf:owner/name")
-    made.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    made.add_argument("--device", type=device, default="cpu", help="cpu or cuda (default: %(default)s)")
     made.add_argument("--threads", type=at_least_one, default=1, help="processor threads (default: %(default)s)")
     places = ("idle", "low", "normal")
     made.add_argument("--priority", choices=places, default="idle", help="on the processor (default: %(default)s)")
     made.add_argument("--most-pairs", type=at_least_one, default=512, help="in one round (default: %(default)s)")
     made.add_argument("--save-every", type=at_least_one, default=1, metavar="STEPS", help="how often a pass is saved")
-    made.add_argument("--metrics-port", type=int, default=None, help="serve metrics there; 0 chooses a port")
+    made.add_argument("--metrics-port", type=port, default=None, help="serve metrics there; 0 chooses a port")
     made.add_argument("--metrics-host", default="127.0.0.1", help="address for that (default: %(default)s)")
     made.add_argument("--metrics-textfile", type=Path, default=None, help="default: learner/metrics.prom")
     judging.add_arguments(made, judge="none", recogniser="none")

@@ -2,14 +2,19 @@
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Final
 
 from server.errors import DuologueError
 from server.journal import JournalError, open_journal
 from server.journal.database import exists
 
-__all__ = ["add_place", "at_least_one", "check_exists", "do_on_journal", "shown"]
+__all__ = ["add_place", "at_least_one", "check_exists", "device", "do_on_journal", "port", "shown"]
+
+
+_HIGHEST_PORT: Final = 65535
 
 
 def shown(text: str) -> str:
@@ -39,6 +44,20 @@ def at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number from 1")
     return number
+
+
+def port(text: str) -> int:
+    """For `argparse`: a TCP port, or 0 for any."""
+    if not (text.isascii() and text.isdigit() and int(text) <= _HIGHEST_PORT):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a port from 1 to {_HIGHEST_PORT}, or 0 for any")
+    return int(text)
+
+
+def device(text: str) -> str:
+    """For `argparse`: where a model is."""
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected cpu, cuda or cuda:NUMBER")
+    return text
 
 
 def check_exists(asked: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 
 from online_align.judge import JudgeError
-from online_align.learn_command import _Learner, parser
+from online_align.learn_command import _Learner, once, parser
 from online_align.pair_store import PairStore
 from online_align.round_plan import Round, RoundFiles, Stage
 from online_align.workers import Workers
@@ -158,6 +158,41 @@ def test_numbers_that_cannot_be_are_refused_before_anything_begins(
     with pytest.raises(SystemExit, match="2"):
         parser("run").parse_args([flag, number])
     assert "a whole number from 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--device", "xyz", "cpu, cuda or cuda:NUMBER"),
+        ("--metrics-port", "70000", "a port from 1 to 65535"),
+        ("--metrics-port", "-1", "a port from 1 to 65535"),
+    ],
+)
+def test_devices_and_ports_that_cannot_be_are_refused_as_flags(
+    flag: str, value: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parser("run").parse_args([f"{flag}={value}"])
+    assert expected in capsys.readouterr().err
+    good = parser("once").parse_args(["--device", "cuda:1", "--metrics-port", "0"])
+    assert (good.device, good.metrics_port) == ("cuda:1", 0)
+
+
+def test_once_makes_no_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert once(["--data-dir", str(tmp_path / "typo")]) == 1
+    assert "typo, where no call was ever kept; expected the data folder of a server" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
+
+
+def test_run_waits_for_a_journal_and_makes_none(tmp_path: Path) -> None:
+    """A real process, as where it is started before the server has kept a call."""
+    command = [sys.executable, "-m", "online_align", "run", "--data-dir", str(tmp_path / "data"), "--poll-s", "0.1"]
+    log = tmp_path / "log"
+    with log.open("w") as out, subprocess.Popen(command, stderr=out, stdout=out) as learner:
+        until(lambda: "waiting for a journal" in log.read_text() or learner.poll() is not None)
+        learner.send_signal(signal.SIGTERM)
+        assert learner.wait(60) == 0, log.read_text()
+    assert not (tmp_path / "data").exists()
 
 
 class Waits:
