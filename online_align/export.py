@@ -87,9 +87,13 @@ def _write(
     }
     text = json.dumps(described, indent=1).encode()
     note = {BASE_KEY: manifest.base_sha256, CONFIG_KEY: hashlib.sha256(text).hexdigest()}
-    write_durably(temporary / ADAPTER_WEIGHTS, lambda place: _save(tensors, place, note))
-    write_durably(temporary / ADAPTER_CONFIG, text)
-    write_durably(temporary / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    try:
+        write_durably(temporary / ADAPTER_WEIGHTS, lambda place: _save(tensors, place, note))
+        write_durably(temporary / ADAPTER_CONFIG, text)
+        write_durably(temporary / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    except Exception:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)

@@ -20,6 +20,7 @@ import msgspec
 from online_align import judging
 from online_align.judge import JudgeError
 from online_align.on_journal import at_least_one, check_exists, device, port
+from online_align.room import StorageError, storing
 from online_align.stopping import Stop, Stopped
 from server.errors import DuologueError
 from server.journal.database import exists
@@ -29,6 +30,8 @@ __all__ = ["once", "parser", "run"]
 log = logging.getLogger(__name__)
 
 _NICE: Final = 19
+_NO_ROOM_S: Final = 60.0
+"""Between two tries of a round that could not be written."""
 _STOPPED: Final = {"run": 0, "once": 1}
 """Exit codes after SIGTERM or SIGINT: to `run` that is the end that was meant."""
 _SETTINGS: Final = {
@@ -114,11 +117,15 @@ def _forever(learner: "_Learner", asked: argparse.Namespace) -> NoReturn:
     last = time.monotonic()
     while True:
         due = time.monotonic() - last >= asked.every if asked.every else False
-        if learner.is_due(asked.pairs_per_round, by_clock=due):
-            learner.round()
-            last = time.monotonic()
-        elif due:
-            last = time.monotonic()
+        try:
+            if learner.is_due(asked.pairs_per_round, by_clock=due):
+                learner.round()
+                last = time.monotonic()
+            elif due:
+                last = time.monotonic()
+        except StorageError as problem:
+            log.error("tried again in %g s: %s", _NO_ROOM_S, problem)  # noqa: TRY400 - the sentence says all
+            time.sleep(_NO_ROOM_S)
         time.sleep(asked.poll_s)
 
 
@@ -136,15 +143,16 @@ class _Learner:
 
         None is made while people are being asked about the last one: what it learned would be lost on the next.
         """
-        asking = False
-        if self.workers.first:
-            try:
-                self._collect()
-            except JudgeError as problem:
-                log.warning("no new pairs while the judge cannot judge: %s", problem)
-            asking = self._review()
-        waiting = len(self._rounds.waiting())
-        self._progress.waits(waiting)
+        with storing():
+            asking = False
+            if self.workers.first:
+                try:
+                    self._collect()
+                except JudgeError as problem:
+                    log.warning("no new pairs while the judge cannot judge: %s", problem)
+                asking = self._review()
+            waiting = len(self._rounds.waiting())
+            self._progress.waits(waiting)
         enough = waiting >= pairs_per_round or (by_clock and waiting > 0)
         return bool(self.workers.tell(self._rounds.unfinished() is not None or (enough and not asking)))
 
@@ -155,9 +163,10 @@ class _Learner:
 
     def round(self, *, collect: bool = False) -> Any:
         """Make one round of what waits, and first collect when asked to."""
-        if collect and self.workers.first:
-            self._collect()
-        return self._rounds.once()
+        with storing():
+            if collect and self.workers.first:
+                self._collect()
+            return self._rounds.once()
 
 
 @contextlib.contextmanager

@@ -21,16 +21,23 @@ def private_folder(path: Path) -> None:
 
 
 def write_durably(path: Path, write: bytes | Callable[[Path], object]) -> None:
-    """Write a file through a temporary neighbour; `write` is its bytes, or writes them to the path it is given."""
+    """Write a file through a temporary neighbour; `write` is its bytes, or writes them to the path it is given.
+
+    Where that fails the neighbour is removed: on a full disk it would take the room of the next try.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    if callable(write):
-        write(temporary)
-    else:
-        temporary.write_bytes(write)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        if callable(write):
+            write(temporary)
+        else:
+            temporary.write_bytes(write)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except Exception:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

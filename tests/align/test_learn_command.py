@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+import safetensors.torch
 from safetensors import safe_open
 
 from online_align.judge import JudgeError
@@ -67,7 +70,7 @@ def test_it_learns_for_as_long_as_it_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("where", ["training", "the gate"])
 def test_told_to_stop_in_the_middle_of_a_round_it_ends_soon_and_the_next_goes_on(tmp_path: Path, where: str) -> None:
     """A real process and SIGTERM. The step that is being made is kept, although only every 1000th is saved."""
@@ -110,6 +113,39 @@ def test_told_to_stop_in_the_middle_of_a_round_it_ends_soon_and_the_next_goes_on
     assert rounds[0].sha256 == rounds[1].sha256, "as if nothing had been"
     for journal in kept.values():
         journal.engine.dispose()
+
+
+@pytest.mark.parametrize("what", ["online_align.export", "online_align.training_state"])
+def test_a_full_disk_is_told_and_the_round_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """A real refusal of the system in the middle of a file: none may be larger than a few bytes."""
+    tiny, data = str(write_tiny_checkpoint(tmp_path / "tiny")), tmp_path / "data"
+    journal = open_journal(data)
+    record(journal, CALLS, 3)
+    PairStore(journal).add(some(range(2)))
+    journal.engine.dispose()
+
+    def save_file(*arguments: Any, **more: Any) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+        try:
+            safetensors.torch.save_file(*arguments, **more)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    asked = ["--data-dir", str(data), "--checkpoint", tiny, "--no-collect", "--no-release", "--priority", "normal"]
+    with monkeypatch.context() as full:
+        full.setattr(f"{what}.save_file", save_file)
+        assert once([*asked, "--rank", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "a data folder that can be written, with room for an adapter" in said
+    assert "Traceback" not in said
+    assert [path.name for path in data.rglob("*.tmp")] == []
+    files = RoundFiles(data / "learner" / "rounds")
+    assert [each.stage for each in files.all()] == [Stage.PLANNED]
+    assert once([*asked, "--rank", "2"]) == 0
+    assert [(each.number, each.stage) for each in files.all()] == [(1, Stage.DONE)]
 
 
 def test_it_takes_its_place_behind_the_server() -> None:
