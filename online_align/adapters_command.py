@@ -91,7 +91,9 @@ def _diff(journal: Journal, asked: argparse.Namespace) -> int:
 
     registry = AdapterRegistry(journal.engine)
     rows = [None if name == "base" else registry.get(name) for name in (asked.first, asked.second)]
-    sides = [row and Compared(folder=folder_of(asked.data_dir, row), sha256=row.sha256) for row in rows]
+    sides = [
+        None if row is None else Compared(folder=folder_of(asked.data_dir, row), sha256=row.sha256) for row in rows
+    ]
     checkpoint = asked.checkpoint or next((row.checkpoint for row in rows if row is not None), "mini")
     sizes = Sizes(question=16, pause=12, interruption=8, hum=6, nobody=3) if asked.quick else Sizes()
     found = compare(Gate(checkpoint, GateSettings(sizes=sizes)), sides[0], sides[1])

@@ -38,8 +38,8 @@ def compare(gate: Gate, first: Compared | None, second: Compared | None) -> Diff
     norms = gate.norms(one), gate.norms(other)
     return Difference(
         drift=gate.drift(one, other),
-        first=gate.behaviour(first and first.folder),
-        second=gate.behaviour(second and second.folder),
+        first=gate.behaviour(first.folder if first else None),
+        second=gate.behaviour(second.folder if second else None),
         norms={name: (norms[0].get(name, 0.0), norms[1].get(name, 0.0)) for name in sorted(norms[0] | norms[1])},
     )
 
