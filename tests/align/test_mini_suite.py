@@ -89,7 +89,7 @@ def test_the_command_prints_one_object_with_every_group(capsys: pytest.CaptureFi
 
 
 def test_help_needs_no_suite_and_names_that_of_one(capsys: pytest.CaptureFixture[str]) -> None:
-    for asked, told in (["--help"], "{mini,outside,signals}"), (["--suite", "signals", "--help"], "--rounds"):
+    for asked, told in (["--help"], "{mini,outside,rollbacks,signals}"), (["--suite", "signals", "--help"], "--rounds"):
         with pytest.raises(SystemExit, match=r"^0$"):
             command.run(asked)
         assert told in capsys.readouterr().out
