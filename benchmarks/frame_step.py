@@ -4,7 +4,8 @@ Both are greedy in float32, and both hear the same noise and tones in every row.
 that whatever else the machine does happens to both; a figure is the median of all frames of its trials. Calls are
 first made as old as the row says by really stepping them, both sides, and the tokens of all those frames are compared.
 The limit is the time in which this machine, by its own measured rates, can read the weights and the past once, or
-do the multiply-adds: whichever takes longer. What an adapter costs is measured besides (`adapter_cost`).
+do the multiply-adds: whichever takes longer. What an adapter costs is measured besides (`adapter_cost`), and what
+Opus of the replies takes (`opus_step`).
 """
 
 import os
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.adapter_cost import adapter_rows
+from benchmarks.opus_step import opus_rows
 from benchmarks.report import Row, compare, note, parser, publish
 from benchmarks.roofline import Machine, limit_ms, measure_machine
 from benchmarks.servers import checkpoint_folder
@@ -57,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--frames", type=int, default=10, metavar="N", help="in a trial (%(default)s)")
     options.add_argument("--adapter-rows", type=int, nargs="*", default=[1, 32], metavar="N", help="with an adapter")
     options.add_argument("--adapter-steps", type=int, default=500, metavar="N", help="with and without (%(default)s)")
+    options.add_argument("--opus-rows", type=int, nargs="*", default=[50], metavar="N", help="replies to make Opus of")
+    options.add_argument("--opus-steps", type=int, default=100, metavar="N", help="each side, in turns (%(default)s)")
     options.add_argument("--threads", type=int, default=1, metavar="N", help="of both sides (%(default)s)")
     given = options.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # for what counts its threads when the engine is loaded
@@ -77,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows += _measured(duel, given.trials, given.frames, "_full_context", _GOAL_OLD, size, machine)
         rows.append(duel.agreement())
     rows += adapter_rows(given.checkpoint, given.adapter_rows, given.adapter_steps)
+    for width in given.opus_rows:
+        rows += opus_rows(given.checkpoint, width, given.opus_steps)
     publish("frame_step", rows, as_json=given.json)
 
 

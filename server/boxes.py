@@ -54,7 +54,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     stepped_at: float
     """When the engine's step began, and when it was done."""
     encode_s: float = 0.0
-    """What making Opus of it took, in seconds."""
+    """Its share, in seconds, of making Opus of a step's replies."""
 
 
 class Throttle:

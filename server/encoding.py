@@ -1,7 +1,8 @@
 """The thread that makes Opus of what a step gave: one hand-over from the tick, one to the event loop.
 
-Neither the tick nor the event loop waits for it, and while it encodes it holds no lock of the interpreter, so with
-two cores it costs neither of them anything (docs/decisions/0005-opus-outside-the-interpreter.md).
+Neither the tick nor the event loop waits for it. All of a step's packets are one call that holds no lock of the
+interpreter, and has to take it back once, not several times for every packet
+(docs/decisions/0087-opus-in-one-call.md).
 """
 
 import logging
@@ -9,12 +10,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import av
 import msgspec
 
 from server.boxes import Reply
 from server.session import Session
-from server.sound import SoundEncoder
+from server.sound import SoundEncoder, encode_all
 from server.tick import Answer, Step
 
 __all__ = ["EncodedReply", "EncodedStep", "EncodingThread"]
@@ -53,18 +53,34 @@ class EncodingThread:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _encode(self, step: Step) -> None:
-        self._deliver(EncodedStep(step=step, replies=[_reply(answer, step) for answer in step.answers]))
+        encoders = [answer.session.encoder for answer in step.answers]  # once: the event loop changes them
+        work = {
+            at: (encoder, answer.pcm)
+            for at, (encoder, answer) in enumerate(zip(encoders, step.answers, strict=True))
+            if encoder is not None and answer.pcm is not None
+        }
+        began = time.perf_counter()
+        made = dict(zip(work, encode_all(list(work.values())), strict=True))
+        each_s = (time.perf_counter() - began) / max(1, len(made))
+        self._deliver(
+            EncodedStep(
+                step=step,
+                replies=[
+                    _reply(answer, step, encoder, made.get(at, ()), each_s)
+                    for at, (encoder, answer) in enumerate(zip(encoders, step.answers, strict=True))
+                ],
+            )
+        )
 
 
-def _reply(answer: Answer, step: Step) -> EncodedReply:
-    encoder = answer.session.encoder
-    began = time.perf_counter()
-    sound: tuple[bytes, ...] = ()
-    if encoder is not None and answer.pcm is not None:
-        try:
-            sound = encoder.encode(answer.pcm)
-        except (av.FFmpegError, ValueError):
-            log.exception("a reply of call %s could not be encoded and goes out without sound", answer.session.id)
+def _reply(
+    answer: Answer, step: Step, encoder: SoundEncoder | None, sound: tuple[bytes, ...] | Exception, encode_s: float
+) -> EncodedReply:
+    if isinstance(sound, Exception):
+        log.error(
+            "a reply of call %s could not be encoded and goes out without sound", answer.session.id, exc_info=sound
+        )
+        sound = ()
     reply = Reply(
         sound=sound,
         token=answer.token,
@@ -72,6 +88,6 @@ def _reply(answer: Answer, step: Step) -> EncodedReply:
         due_at=answer.frame.due_at,
         began_at=step.began_at,
         stepped_at=step.stepped_at,
-        encode_s=time.perf_counter() - began,
+        encode_s=encode_s,
     )
     return EncodedReply(session=answer.session, encoder=encoder, reply=reply)

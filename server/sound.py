@@ -1,11 +1,14 @@
 """Sound on its way in and out: Ogg/Opus bytes to whole frames, and frames to Opus packets.
 
-This file knows sample rates and the limits of two packages: `sphn` decodes and `av` encodes
-(docs/decisions/0005-opus-outside-the-interpreter.md says why). It knows nothing of sockets, callers or models.
+This file knows sample rates and the limits of what decodes, `sphn`, and of what encodes: libopus in one call for all
+callers (docs/decisions/0087-opus-in-one-call.md), or through `av` where that cannot be had. It knows nothing of
+sockets, callers or models.
 """
 
+import functools
 import math
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import av
@@ -14,10 +17,11 @@ import sphn
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from kernels.cpu import ChangeOfRate, OpusError, OpusSettings, OpusStream, find_libopus
 from server.errors import AudioFormatError
 from server.protocol import WIRE_SAMPLE_RATE_HZ
 
-__all__ = ["OPUS_RATES_HZ", "PACKET_MS", "Frame", "Resampler", "SoundEncoder", "SoundReader", "slices"]
+__all__ = ["OPUS_RATES_HZ", "PACKET_MS", "Frame", "Resampler", "SoundEncoder", "SoundReader", "encode_all", "slices"]
 
 Frame = NDArray[np.float32]
 """Mono samples between -1 and 1, float32 `[frame_size]`."""
@@ -31,9 +35,12 @@ _SLICE_BYTES: Final = 512
 PACKET_MS: Final = 40
 """Of one Opus packet: what the stock server sends."""
 
-_PACKET_SAMPLES: Final = WIRE_SAMPLE_RATE_HZ * PACKET_MS // 1000
-_BIT_RATE: Final = 48_000
-_OPUS: Final = {"application": "audio", "compression_level": "0", "frame_duration": str(PACKET_MS)}
+_SETTINGS: Final = OpusSettings(
+    sample_rate_hz=WIRE_SAMPLE_RATE_HZ,
+    bit_rate=48_000,
+    complexity=0,
+    packet_samples=WIRE_SAMPLE_RATE_HZ * PACKET_MS // 1000,
+)
 """Measured on speech at 16 kHz, of one frame: 0.1 ms and a log-spectral distance of 3.6 dB to what went in. The stock
 server's encoder takes 0.9 ms for 31 kbit/s and 4.3 dB."""
 
@@ -97,35 +104,109 @@ class SoundReader:
 
 
 class SoundEncoder:
-    """The model's frames as Opus packets of `PACKET_MS` at 24 kHz. Holds no lock of the interpreter while it encodes.
+    """The model's frames as Opus packets of `PACKET_MS` at 24 kHz. For one thread at a time.
 
     Two packets are one frame, so no sample waits for the next. The encoder itself looks ahead 6.5 ms (`head` says
-    so to players). Models of another rate are resampled.
+    so to players). Models of another rate are resampled. Where a C compiler and PyAV's libopus are at hand the frames
+    of many encoders are one call (`encode_all`); otherwise, and with `compiled=False`, PyAV makes the same packets.
     """
 
-    def __init__(self, *, sample_rate: int) -> None:
+    def __init__(self, *, sample_rate: int, compiled: bool = True) -> None:
+        self._maker = _compiled(sample_rate) if compiled else None
+        self._peer = _PyAvEncoder(sample_rate) if self._maker is None else None
+
+    @property
+    def head(self) -> bytes:
+        """The packet `OpusHead` that players need first."""
+        if self._peer is not None:
+            return self._peer.head
+        assert self._maker is not None, "there is one of the two"
+        skip = self._maker.lookahead_samples * 48_000 // WIRE_SAMPLE_RATE_HZ
+        return struct.pack("<8sBBHIhB", b"OpusHead", 1, 1, skip, WIRE_SAMPLE_RATE_HZ, 0, 0)
+
+    def encode(self, frame: Frame) -> tuple[bytes, ...]:
+        """Encode one frame, float32 `[frame_size]` at the model's rate. Raises `ValueError` or PyAV's errors."""
+        (done,) = encode_all([(self, frame)])
+        if isinstance(done, Exception):
+            raise done
+        return done
+
+    @property
+    def stream(self) -> OpusStream | None:
+        """What one call can encode together with others; None where PyAV does the work."""
+        return self._maker
+
+    def encode_alone(self, frame: Frame) -> tuple[bytes, ...]:
+        """Have PyAV encode one frame."""
+        assert self._peer is not None, "only where PyAV does the work"
+        return self._peer.encode(frame)
+
+
+def encode_all(work: Sequence[tuple[SoundEncoder, Frame]]) -> list[tuple[bytes, ...] | Exception]:
+    """Encode a frame for each of several encoders, none of them named twice.
+
+    Gives for each its packets, or why there are none: one that fails leaves the others alone. Holds no lock of the
+    interpreter while it encodes.
+    """
+    done = [_begin(encoder, frame) for encoder, frame in work]
+    given = [stream for stream in done if isinstance(stream, OpusStream)]
+    if given:
+        libopus = find_libopus()
+        assert libopus is not None, "it has made these streams"
+        libopus.encode(given)
+    return [_taken(each) if isinstance(each, OpusStream) else each for each in done]
+
+
+def _begin(encoder: SoundEncoder, frame: Frame) -> OpusStream | tuple[bytes, ...] | Exception:
+    try:
+        if encoder.stream is None:
+            return encoder.encode_alone(frame)
+        encoder.stream.give(frame)
+    except (av.FFmpegError, ValueError) as problem:
+        return problem
+    return encoder.stream
+
+
+def _taken(stream: OpusStream) -> tuple[bytes, ...] | Exception:
+    try:
+        return stream.take()
+    except OpusError as problem:
+        return problem
+
+
+def _compiled(sample_rate: int) -> OpusStream | None:
+    libopus = find_libopus()
+    return None if libopus is None else OpusStream(libopus, _SETTINGS, _change_of_rate(sample_rate))
+
+
+class _PyAvEncoder:
+    """One stream by PyAV, which takes the interpreter's lock back several times a packet."""
+
+    def __init__(self, sample_rate: int) -> None:
         self._resample = Resampler(sample_rate, WIRE_SAMPLE_RATE_HZ)
         self._codec = av.CodecContext.create("libopus", "w")
         self._codec.sample_rate = WIRE_SAMPLE_RATE_HZ
         self._codec.layout = "mono"
         self._codec.format = "flt"
-        self._codec.bit_rate = _BIT_RATE
-        self._codec.options = _OPUS
+        self._codec.bit_rate = _SETTINGS.bit_rate
+        self._codec.options = {
+            "application": "audio",
+            "compression_level": str(_SETTINGS.complexity),
+            "frame_duration": str(PACKET_MS),
+        }
         self._codec.open()
 
     @property
     def head(self) -> bytes:
-        """The packet `OpusHead` that players need first."""
         return bytes(self._codec.extradata or b"")
 
     def encode(self, frame: Frame) -> tuple[bytes, ...]:
-        """Encode one frame, float32 `[frame_size]` at the model's rate."""
-        pcm = self._resample(frame)
-        starts = range(0, pcm.size, _PACKET_SAMPLES)
-        return tuple(packet for start in starts for packet in self._packets(pcm[start : start + _PACKET_SAMPLES]))
+        pcm, samples = self._resample(frame), _SETTINGS.packet_samples
+        starts = range(0, pcm.size, samples)
+        return tuple(packet for start in starts for packet in self._packets(pcm[start : start + samples]))
 
     def _packets(self, pcm: Frame) -> Iterator[bytes]:
-        block = av.AudioFrame(format="flt", layout="mono", samples=_PACKET_SAMPLES)
+        block = av.AudioFrame(format="flt", layout="mono", samples=_SETTINGS.packet_samples)
         block.sample_rate = WIRE_SAMPLE_RATE_HZ
         block.planes[0].update(pcm.tobytes())
         return (bytes(packet) for packet in self._codec.encode(block))
@@ -167,6 +248,14 @@ class Resampler:
         past = self._samples[: self._past.size] if self._samples.size else self._past
         self._samples = np.concatenate((past, np.zeros(size, np.float32)))
         self._windows = sliding_window_view(self._samples, self._width)[:: self._down]
+
+
+@functools.cache
+def _change_of_rate(source_hz: int) -> ChangeOfRate:
+    """The filter of `Resampler` from a rate to the wire's, as compiled code takes it."""
+    common = math.gcd(source_hz, WIRE_SAMPLE_RATE_HZ)
+    up, down = WIRE_SAMPLE_RATE_HZ // common, source_hz // common
+    return ChangeOfRate(up, down, _phases(up, down)[[place * down % up for place in range(up)]])
 
 
 def _phases(up: int, down: int) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from kernels.cpu.adapters import AdapterMemory, LowRank
 from kernels.cpu.build import BuildError, load_library
 from kernels.cpu.machine import FREE, Frame, FrameMachine, Shape
+from kernels.cpu.opus import ChangeOfRate, Libopus, OpusError, OpusSettings, OpusStream, find_libopus
 from kernels.cpu.program import HIGHEST_RANK, Program, RowMemory, Sites, UnsupportedModelError
 
 __all__ = [
@@ -10,13 +11,19 @@ __all__ = [
     "HIGHEST_RANK",
     "AdapterMemory",
     "BuildError",
+    "ChangeOfRate",
     "Frame",
     "FrameMachine",
+    "Libopus",
     "LowRank",
+    "OpusError",
+    "OpusSettings",
+    "OpusStream",
     "Program",
     "RowMemory",
     "Shape",
     "Sites",
     "UnsupportedModelError",
+    "find_libopus",
     "load_library",
 ]

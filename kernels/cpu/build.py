@@ -57,6 +57,8 @@ def load_library() -> Library:
     library.frame_step.restype = None
     library.stage_panels.argtypes = [pointer, ctypes.c_int, ctypes.c_int, pointer, ctypes.c_float, pointer]
     library.stage_panels.restype = ctypes.c_int
+    library.encode_streams.argtypes = [pointer, pointer, ctypes.c_int]
+    library.encode_streams.restype = None
     return library
 
 

@@ -41,7 +41,9 @@ def run(tiny: str, capsys: pytest.CaptureFixture[str]) -> Run:
 def test_frame_step(run: Run) -> None:
     """The fixed row names, stages and limit; and on the tiny model, too, the tokens are upstream's."""
     size = ("--rows", "1", "3", "--full-context-rows", "3", "--trials", "2", "--frames", "2")
-    rows = run(frame_step, *size, "--adapter-rows", "1", "3", "--adapter-steps", "2")
+    rows = run(
+        frame_step, *size, "--adapter-rows", "1", "3", "--adapter-steps", "2", "--opus-rows", "2", "--opus-steps", "2"
+    )
     assert {"frame_ms_rows_1", "frame_ms_rows_3", "frame_ms_rows_3_full_context"} <= set(rows)
     for name in ("frame_ms_rows_1", "frame_ms_rows_3_full_context"):
         row = rows[name]
@@ -53,6 +55,10 @@ def test_frame_step(run: Run) -> None:
     assert rows["frame_ms_rows_1"]["goal"] == 4
     assert rows["adapter_percent_rows_1"]["goal"] == rows["adapter_percent_rows_3"]["goal"] == 10
     assert "in 2 pairs" in rows["adapter_percent_rows_3_versions_3"]["remark"]
+    for name in ("opus_step_ms_rows_2_p50", "opus_step_ms_rows_2_beside_python_p99", "opus_us_of_a_frame"):
+        row = rows[name]
+        assert row["peer"] == "PyAV"
+        assert 0 < row["value"] == pytest.approx(row["peer_value"] / row["ratio"], rel=0.01)
     assert rows["rows_with_equal_tokens_1"]["value"] == rows["rows_with_equal_tokens_3"]["value"] == 1
 
 

@@ -14,6 +14,7 @@
 #include "attention.h"
 #include "layers.h"
 #include "matmul.h"
+#include "opus.h"
 #include "pick.h"
 #include "program.h"
 #include "stage.h"
