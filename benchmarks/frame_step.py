@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--adapter-rows", type=int, nargs="*", default=[1, 32], metavar="N", help="with an adapter")
     options.add_argument("--adapter-steps", type=int, default=500, metavar="N", help="with and without (%(default)s)")
     options.add_argument("--opus-rows", type=int, nargs="*", default=[50], metavar="N", help="replies to make Opus of")
-    options.add_argument("--opus-steps", type=int, default=100, metavar="N", help="each side, in turns (%(default)s)")
+    options.add_argument("--opus-steps", type=int, default=40, metavar="N", help="each side, in turns (%(default)s)")
     options.add_argument("--threads", type=int, default=1, metavar="N", help="of both sides (%(default)s)")
     given = options.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # for what counts its threads when the engine is loaded
