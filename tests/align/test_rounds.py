@@ -348,6 +348,9 @@ def test_the_command_says_what_is_wrong(
 ) -> None:
     monkeypatch.setattr(learn_command, "_step_back", lambda *_: None)  # this process must not become the last
     where = ["--data-dir", str(tmp_path), "--checkpoint", tiny, "--no-collect", "--no-release", "--priority", "normal"]
+    assert main(["once", *where]) == 1
+    assert "where no call was ever kept" in capsys.readouterr().err
+    open_journal(tmp_path).engine.dispose()
     assert main(["once", *where]) == 0
     assert "no pair waits" in capsys.readouterr().out
     assert main(["once", *where, "--loss", "best"]) == 1
