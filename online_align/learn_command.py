@@ -70,7 +70,8 @@ def _started(name: str, arguments: Sequence[str], work: Callable[["_Learner", ar
     stop = Stop()
     try:
         with stop.heeded():
-            _found(name, asked)
+            if name == "once":  # `run` waits for a journal
+                check_exists(asked)
             _step_back(asked.threads, asked.priority)
             with _opened(asked, stop) as learner:
                 return _until_stopped(name, work, learner, asked)
@@ -82,14 +83,11 @@ def _started(name: str, arguments: Sequence[str], work: Callable[["_Learner", ar
         return _STOPPED[name]
 
 
-def _found(name: str, asked: argparse.Namespace) -> None:
-    """A learner makes no journal: `run` waits for one, `once` has nothing to do without. Raises `JournalError`."""
-    if name == "once":
-        check_exists(asked)
-    elif not exists(asked.data_dir, asked.journal_url):
-        log.info("waiting for a journal in %s: no call was ever kept there", asked.data_dir)
-        while not exists(asked.data_dir, asked.journal_url):
-            time.sleep(asked.poll_s)
+def _await_journal(asked: argparse.Namespace) -> None:
+    """A learner makes no journal: the server does, when it keeps the first call."""
+    log.info("waiting for a journal in %s: no call was ever kept there", asked.data_dir)
+    while not exists(asked.data_dir, asked.journal_url):
+        time.sleep(asked.poll_s)
 
 
 def _until_stopped(
@@ -181,11 +179,14 @@ def _opened(asked: argparse.Namespace, stop: Stop) -> Any:
     settings = _settings(asked)
     workers = Workers.join()
     metrics = LearnerMetrics()
+    if waits := not exists(asked.data_dir, asked.journal_url):
+        _serve(metrics, asked, workers)  # who watches it sees that it is there
+        _await_journal(asked)
     journal = open_journal(asked.data_dir, asked.journal_url)
     try:
         with only_learner(journal.engine, asked.data_dir) if workers.first else contextlib.nullcontext():
-            if asked.metrics_port is not None and workers.first:
-                log.info("metrics on port %d", metrics.serve(asked.metrics_port, host=asked.metrics_host))
+            if not waits:
+                _serve(metrics, asked, workers)
             textfile = asked.metrics_textfile or asked.data_dir / "learner" / "metrics.prom"
             progress = Progress(metrics, textfile=textfile if workers.first else None)
             rounds = Rounds(
@@ -197,6 +198,11 @@ def _opened(asked: argparse.Namespace, stop: Stop) -> Any:
     finally:
         journal.engine.dispose()
         workers.leave()
+
+
+def _serve(metrics: Any, asked: argparse.Namespace, workers: Any) -> None:
+    if asked.metrics_port is not None and workers.first:
+        log.info("metrics on port %d", metrics.serve(asked.metrics_port, host=asked.metrics_host))
 
 
 def _collector(asked: argparse.Namespace, journal: Any) -> Callable[[], int]:
