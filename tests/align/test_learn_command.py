@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 from safetensors import safe_open
 
+from client.local_server import free_port, is_ready
 from online_align.judge import JudgeError
 from online_align.learn_command import _Learner, once, parser
 from online_align.pair_store import PairStore
@@ -220,12 +221,15 @@ def test_once_makes_no_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not (tmp_path / "typo").exists()
 
 
-def test_run_waits_for_a_journal_and_makes_none(tmp_path: Path) -> None:
+def test_run_waits_for_a_journal_seen_by_who_watches_and_makes_none(tmp_path: Path) -> None:
     """A real process, as where it is started before the server has kept a call."""
+    metrics = free_port()
     command = [sys.executable, "-m", "online_align", "run", "--data-dir", str(tmp_path / "data"), "--poll-s", "0.1"]
+    command += ["--metrics-port", str(metrics)]
     log = tmp_path / "log"
     with log.open("w") as out, subprocess.Popen(command, stderr=out, stdout=out) as learner:
         until(lambda: "waiting for a journal" in log.read_text() or learner.poll() is not None)
+        assert is_ready(f"http://127.0.0.1:{metrics}/metrics")
         learner.send_signal(signal.SIGTERM)
         assert learner.wait(60) == 0, log.read_text()
     assert not (tmp_path / "data").exists()
