@@ -138,7 +138,3 @@ def _step(sessions: Sequence[Session], sound: Sequence[Frame]) -> Step:
         logprob_B=np.zeros(len(sound), np.float32),
         damaged=0,
     )
-
-
-def _heard(pcm: Frame, now: float) -> DueFrame:
-    return DueFrame(pcm=pcm, at=now, due_at=now)

@@ -115,8 +115,8 @@ def read_adapter(
 def _settings(folder: Path, max_rank: int) -> _Settings:
     path = folder / ADAPTER_CONFIG
     try:
-        text = _text(path)
-        config = json.loads(text.decode())
+        content = _content(path)
+        config = json.loads(content.decode())
     except (OSError, ValueError, RecursionError) as problem:
         raise _refused(
             folder, f"{ADAPTER_CONFIG} that cannot be read ({problem})", "a JSON object", "copy it again"
@@ -136,10 +136,10 @@ def _settings(folder: Path, max_rank: int) -> _Settings:
             f"a number above 0, at most {_LARGEST_SCALING:g}",
             "correct config.json",
         )
-    return _Settings(rank, float(scaling), hashlib.sha256(text).hexdigest())
+    return _Settings(rank, float(scaling), hashlib.sha256(content).hexdigest())
 
 
-def _text(path: Path) -> bytes:
+def _content(path: Path) -> bytes:
     """What a regular file says: a pipe would never end, and neither would a disk full of it."""
     if path.exists() and not path.is_file():
         raise ValueError("it is no regular file")
