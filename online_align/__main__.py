@@ -1,9 +1,11 @@
 """`duologue-align`: picks the command. Each lives in a module of its own and is imported only when it is asked for."""
 
 import importlib
+import logging
+import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 __all__ = ["main"]
 
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and given[0] in COMMANDS:
         module, _ = COMMANDS[given[0]]
         code: int = importlib.import_module(module).run(given[1:])
-        return code
+        return code if int(os.environ.get("WORLD_SIZE", "1")) == 1 else _end(code)
     asked_for_help = given[:1] in (["-h"], ["--help"])
     out = sys.stdout if asked_for_help else sys.stderr
     print("usage: duologue-align COMMAND ...\n", file=out)
@@ -33,6 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and not asked_for_help:
         print(f"\ngot {given[0]!r}; expected one of {', '.join(COMMANDS)}", file=out)
     return 0 if asked_for_help else 2
+
+
+def _end(code: int) -> NoReturn:
+    """End one of `torchrun`'s processes without tearing the interpreter down.
+
+    A thread of gloo may still be freeing a tensor that belongs to Python. It asks for the interpreter's lock, is ended
+    in the middle of C++ and takes the process along with SIGABRT, though all work was done; `torchrun` ends everybody
+    (pytorch/pytorch#179291). `destroy_process_group` does not join that thread while a sharded model holds the group.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
