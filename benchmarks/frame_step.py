@@ -5,7 +5,7 @@ that whatever else the machine does happens to both; a figure is the median of a
 first made as old as the row says by really stepping them, both sides, and the tokens of all those frames are compared.
 The limit is the time in which this machine, by its own measured rates, can read the weights and the past once, or
 do the multiply-adds: whichever takes longer. What an adapter costs is measured besides (`adapter_cost`), and what
-Opus of the replies takes (`opus_step`).
+Opus of the replies takes (`opus_step`), and what becomes of a step beside Python (`lock_wait`).
 """
 
 import os
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.adapter_cost import adapter_rows
+from benchmarks.lock_wait import lock_rows
 from benchmarks.opus_step import opus_rows
 from benchmarks.report import Row, compare, note, parser, publish
 from benchmarks.roofline import Machine, limit_ms, measure_machine
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows += adapter_rows(given.checkpoint, given.adapter_rows, given.adapter_steps)
     for width in given.opus_rows:
         rows += opus_rows(given.checkpoint, width, given.opus_steps)
+        rows += lock_rows(given.checkpoint, width, given.opus_steps)
     publish("frame_step", rows, as_json=given.json)
 
 

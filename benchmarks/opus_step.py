@@ -10,12 +10,14 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
 
+from benchmarks.lock_wait import beside_python
 from benchmarks.report import Row, compare, note
 from benchmarks.servers import checkpoint_folder
 from client.sound import read_frames
@@ -74,36 +76,24 @@ def measure_steps(model: ModelInfo, width: int, steps: int, *, busy: bool) -> tu
         arrived.append((time.perf_counter(), time.thread_time()))
         delivered.set()
 
-    thread, stop = EncodingThread(deliver), threading.Event()
-    beside = threading.Thread(target=_compute, args=(stop,), daemon=True)
-    if busy:
-        beside.start()
+    thread = EncodingThread(deliver)
     try:
-        for turn in range(2 * (steps + _WARM)):
-            which = (turn + turn // 2) % 2  # which of a pair comes first changes from pair to pair
-            step = _step(callers[which], sound[turn // 2])
-            delivered.clear()
-            put_at = time.perf_counter()
-            thread.put(step)
-            if not delivered.wait(_PATIENCE_S):
-                raise TimeoutError(f"a step of {width} rows was not encoded within {_PATIENCE_S:.0f} s")
-            if turn >= 2 * _WARM:
-                sides[which].waited_s.append(arrived[-1][0] - put_at)
-                sides[which].spent_s.append(arrived[-1][1] - arrived[-2][1])
-            time.sleep(_REST_S)
+        with beside_python() if busy else nullcontext():
+            for turn in range(2 * (steps + _WARM)):
+                which = (turn + turn // 2) % 2  # which of a pair comes first changes from pair to pair
+                step = _step(callers[which], sound[turn // 2])
+                delivered.clear()
+                put_at = time.perf_counter()
+                thread.put(step)
+                if not delivered.wait(_PATIENCE_S):
+                    raise TimeoutError(f"a step of {width} rows was not encoded within {_PATIENCE_S:.0f} s")
+                if turn >= 2 * _WARM:
+                    sides[which].waited_s.append(arrived[-1][0] - put_at)
+                    sides[which].spent_s.append(arrived[-1][1] - arrived[-2][1])
+                time.sleep(_REST_S)
     finally:
-        stop.set()
         thread.stop()
-        if busy:
-            beside.join()
     return sides
-
-
-def _compute(stop: threading.Event) -> None:
-    number = 0
-    while not stop.is_set():
-        for _ in range(1000):
-            number = (number * 1103515245 + 12345) % 2147483648
 
 
 def _session(model: ModelInfo, *, compiled: bool) -> Session:

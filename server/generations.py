@@ -7,9 +7,11 @@ Lives in the tick thread; it knows engines, and nothing of threads or sockets.
 
 import gc
 import logging
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterable
+from typing import Final
 
 from server.adapter_plan import Plan
 from server.adapter_rows import AdapterRows
@@ -20,9 +22,12 @@ from server.session import ModelInfo, Session
 from server.sound import OPUS_RATES_HZ
 from server.tick import Rows, Tick
 
-__all__ = ["Generation", "Generations", "checked", "describe", "spare_collector"]
+__all__ = ["SWITCH_S", "Generation", "Generations", "checked", "describe", "settle_interpreter"]
 
 log = logging.getLogger(__name__)
+
+SWITCH_S: Final = 0.001
+"""After which a thread that computes in Python hands the interpreter's lock over."""
 
 
 class Generation:
@@ -168,10 +173,13 @@ def describe(engine: Engine) -> ModelInfo:
     )
 
 
-def spare_collector() -> None:
-    """Take what is there for good out of the garbage collector's rounds.
+def settle_interpreter() -> None:
+    """Keep the interpreter out of the tick's way, for the whole process.
 
-    A full round through torch's modules holds the interpreter for 0.12 s, longer than a frame.
+    What is there for good leaves the garbage collector's rounds: a full one through torch's modules holds the
+    interpreter for 0.12 s, longer than a frame. And a thread that computes in Python hands the interpreter's lock over
+    after a millisecond instead of five: the tick, Opus and the event loop each ask for it once or twice per frame.
     """
     gc.collect()
     gc.freeze()
+    sys.setswitchinterval(SWITCH_S)

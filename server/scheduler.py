@@ -27,7 +27,7 @@ from server.capacity import Capacity, Limits, callers_on_time, fit_steps, load_w
 from server.encoding import EncodedStep, EncodingThread
 from server.engine import Engine
 from server.errors import DuologueError, FaultError, ServerFailedError
-from server.generations import Generation, Generations, checked, describe, spare_collector
+from server.generations import Generation, Generations, checked, describe, settle_interpreter
 from server.listening import Listening
 from server.metrics import Metrics, Stage
 from server.protocol import FRAME_MS
@@ -236,7 +236,7 @@ class Scheduler:
         prepared = self._adapters.prepare(engine)
         self._adapters.follow(prepared)
         self.model = model
-        spare_collector()
+        settle_interpreter()
         return Generation(engine, model, prepared.plan, swap_live=self._swap_live)
 
     def _fail(self, problem: str) -> None:

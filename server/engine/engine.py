@@ -369,7 +369,7 @@ class Engine:
         """
         pcm_BS = _checked("pcm", pcm, torch.float32, (self._slots, self.frame_size))
         moving_B = _checked("active", active, torch.bool, (self._slots,))
-        for slot in moving_B.nonzero()[:, 0].tolist():
+        for slot in np.flatnonzero(moving_B.numpy()).tolist():
             self._check_slot(slot, must_be_open=True)
         stepped = self._work.step(pcm_BS, moving_B)
         return FrameOutput(
@@ -458,11 +458,14 @@ def _checked_seed(seed: int) -> int:
 
 
 def _checked(argument: str, value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    tensor = torch.tensor(value) if isinstance(value, np.ndarray) else value
+    """Give it as a tensor on the CPU, by no call that lets go of the interpreter's lock: each waits to get it back."""
+    tensor = value
+    if isinstance(value, np.ndarray):
+        tensor = torch.from_numpy(value) if value.flags.writeable else torch.tensor(value)
     if not isinstance(tensor, Tensor):
         got = f"a {type(value).__name__}"
     elif tensor.dtype != dtype or tuple(tensor.shape) != shape:
         got = f"{tensor.dtype} {list(tensor.shape)}"
     else:
-        return tensor.cpu()
+        return tensor if tensor.device.type == "cpu" else tensor.cpu()
     raise FrameError(argument, got=got, expected=f"{dtype} {list(shape)}", remedy="send one row per slot")

@@ -59,6 +59,9 @@ def test_frame_step(run: Run) -> None:
         row = rows[name]
         assert row["peer"] == "PyAV"
         assert 0 < row["value"] == pytest.approx(row["peer_value"] / row["ratio"], rel=0.01)
+    beside = rows["step_beside_python_ms_rows_2"]
+    assert beside["peer"] == "an interval of 5 ms"
+    assert 0 < beside["value"] == pytest.approx(beside["peer_value"] / beside["ratio"], rel=0.01)
     assert rows["rows_with_equal_tokens_1"]["value"] == rows["rows_with_equal_tokens_3"]["value"] == 1
 
 
