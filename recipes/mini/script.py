@@ -11,8 +11,9 @@ import zlib
 
 from recipes.mini import faults, voices, wordings
 
-__all__ = ["SHARES", "allowed", "lines", "own_lines", "speed"]
+__all__ = ["SHARES", "STRANGE", "allowed", "lines", "own_lines", "speed"]
 
+STRANGE = "strange"  # what asks nothing
 SHARES = {  # of what callers ask
     "sums": 0.26,
     "capitals": 0.15,
@@ -23,13 +24,14 @@ SHARES = {  # of what callers ask
     "greetings": 0.07,
     "names": 0.04,
     "declines": 0.03,
-    "unknown": 0.06,
+    "unknown": 0.05,
+    STRANGE: 0.09,
 }
 COUNTS = {"hibari": 10_000, "kokoro": 64, "festival": 250}
 QUICK = 400
 FILLER_EVERY = 12
 ALWAYS = ("my_name", "stop", "there")
-STRANGE = {"kokoro": 6}  # pieces of sentences that ask nothing
+STRANGE_PIECES = {"kokoro": 6}  # pieces of sentences that ask nothing
 QUICK_STRANGE = 24
 
 
@@ -100,11 +102,11 @@ def _strange(voice: str, scale: float) -> list[dict]:
     words = [told.replace(",", "").replace(".", "").lower().split() for told in wordings.TELLINGS.values()]
     unknown = next(q for q in wordings.questions() if q.category == "unknown")
     found = []
-    for _ in range(int(STRANGE.get(voice.split(maxsplit=1)[0], QUICK_STRANGE) * scale)):
+    for _ in range(int(STRANGE_PIECES.get(voice.split(maxsplit=1)[0], QUICK_STRANGE) * scale)):
         told = rng.choice(words)
         start = rng.randrange(len(told) - 4)
         text = " ".join(told[start : start + rng.randint(4, 9)]).capitalize() + "."
-        found.append(unknown.__dict__ | {"text": text, "kind": "strange"})
+        found.append(unknown.__dict__ | {"text": text, "kind": STRANGE})
     return found
 
 

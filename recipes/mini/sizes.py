@@ -69,8 +69,8 @@ SIZES = {
         decoder_minutes=33.0,
         phases=(
             Phase(frames=256, minutes=90.0),
-            Phase(frames=768, minutes=122.0),
-            Phase(frames=1125, minutes=140.0),
+            Phase(frames=768, minutes=264.0),
+            Phase(frames=1125, minutes=290.0),
         ),
         variant=Phase(frames=768, minutes=25.0),
         variant_decoder_minutes=20.0,

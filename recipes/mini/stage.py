@@ -16,11 +16,15 @@ import sentencepiece
 
 from recipes.mini import bank, faults, text, voices, wordings
 from recipes.mini.augment import formants_moved, noise, on_the_way, resampled
+from recipes.mini.babble import babble
 from recipes.mini.bank import Utterance
 from recipes.mini.codec import FRAME_SAMPLES, SAMPLE_RATE
+from recipes.mini.script import STRANGE
 from recipes.mini.wordings import BACKCHANNELS
 
 __all__ = ["Cast", "Conversation", "Pause", "Reply", "Said", "Spoken", "Stage"]
+
+BABBLE = 24  # of each voice's utterances that ask nothing, others every time a cast is made
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,10 @@ class Said:
 class Cast:
     """Every voice of the bank, looked up by what is said."""
 
-    def __init__(self, folder: Path, users: list[str], *, at_least: int = 20, own: str = voices.MODEL_VOICE) -> None:
+    def __init__(
+        self, folder: Path, users: list[str], *, at_least: int = 20, own: str = voices.MODEL_VOICE, seed: int = 0
+    ) -> None:
+        rng = np.random.default_rng(seed)
         self.replies = _own(folder, own)
         users = [voice for voice in users if voice != own]
         self._pcm: dict[str, np.ndarray] = {}
@@ -91,8 +98,13 @@ class Cast:
             self.asked[voice] = {}
             for u in utterances:
                 if u.reply in self.replies:
-                    self.asked[voice].setdefault(u.category, []).append(u)
+                    category = STRANGE if u.kind == STRANGE else u.category
+                    self.asked[voice].setdefault(category, []).append(u)
         self.users = [v for v in users if sum(map(len, self.asked[v].values())) >= at_least]
+        for voice in self.users if wordings.UNKNOWN in self.replies else []:
+            asked, name = [u for group in self.asked[voice].values() for u in group], f"{voice}, babbling"
+            babbled, self._pcm[name] = babble(asked, self._pcm[voice], rng, count=BABBLE, name=name)
+            self.asked[voice].setdefault(STRANGE, []).extend(babbled)
 
     def sound(self, utterance: Utterance) -> np.ndarray:
         """float32 [S] of one utterance."""

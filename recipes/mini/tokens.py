@@ -133,6 +133,7 @@ def _writer(arguments: argparse.Namespace, tokenizer: sentencepiece.SentencePiec
         bank.present(arguments.bank, voices.USERS, at_least=at_least),
         at_least=at_least,
         own=arguments.own,
+        seed=arguments.seed * 100_000 + index,
     )
     rate = 0.0 if arguments.clean else faults.faults()["rate"]
     return Writer(cast, tokenizer, seed=arguments.seed * 100_000 + index, fault_rate=rate)

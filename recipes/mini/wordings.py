@@ -66,6 +66,7 @@ def heldout() -> dict:
 
 
 TELLINGS: dict[str, str] = _file("replies.toml")["tellings"]
+UNKNOWN: str = _file("replies.toml")["others"]["unknown"]
 
 
 @cache
@@ -140,11 +141,10 @@ def _declines(kind: str, pattern: str) -> Iterator[Question]:
 def _unknown(kind: str, pattern: str) -> Iterator[Question]:
     capitals = domain()["capitals"]
     fillers = {"{city}": list(capitals.values()), "{land}": list(capitals), "{name}": domain()["greetings"]["names"]}
-    reply = _file("replies.toml")["others"]["unknown"]
     slot = next((s for s in fillers if s in pattern), None)
     for filler in fillers[slot] if slot else [""]:
         land = f"the {filler}" if filler == "Netherlands" else filler
-        yield _question(kind, "unknown", pattern.replace(slot or "{}", land), reply)
+        yield _question(kind, "unknown", pattern.replace(slot or "{}", land), UNKNOWN)
 
 
 def _introductions(kind: str, pattern: str) -> Iterator[Question]:

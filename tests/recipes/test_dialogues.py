@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from recipes.mini import bank, faults, text, voices, wordings
+from recipes.mini import align, babble, bank, faults, script, text, voices, wordings
 from recipes.mini.dialogues import GAP_S, PAUSE_S, Writer
 from recipes.mini.recordings import spread
-from recipes.mini.stage import Cast, Conversation, Pause, Stage
+from recipes.mini.stage import BABBLE, Cast, Conversation, Pause, Stage
 from server.engine.checkpoint import MINI
 
 CALLER = "kokoro am_adam"
@@ -150,3 +150,32 @@ def test_another_voice_can_be_the_models(tmp_path: Path) -> None:
     cast = Cast(tmp_path, [CALLER, voices.SECOND_VOICE], at_least=1, own=voices.SECOND_VOICE)
     assert cast.users == [CALLER]
     assert set(cast.replies) == {reply.reply}
+
+
+def test_some_callers_say_what_asks_nothing(cast: Cast) -> None:
+    """Pieces of their own sentences at random, long enough to be heard: the model does not know them."""
+    babbled = [u for u in cast.asked[CALLER][script.STRANGE] if u.text == babble.TEXT]
+    assert len(babbled) == BABBLE
+    for utterance in babbled:
+        sound, edges = cast.sound(utterance), [edge for _, *both in utterance.words for edge in both]
+        assert utterance.reply == wordings.UNKNOWN
+        assert 0.5 < len(sound) / voices.SAMPLE_RATE < 10
+        assert np.abs(sound).max() > 0.05
+        assert np.diff(edges).min() > -1 / voices.SAMPLE_RATE
+        assert edges[-1] <= len(sound) / voices.SAMPLE_RATE + 0.01
+    answers = [s.sentence for talk in _written(cast, fault_rate=0.0, count=20) for s in talk.spoken]
+    assert 0.05 < answers.count(wordings.UNKNOWN) / len(answers) < 0.3
+
+
+def test_babble_is_another_in_every_cast_and_never_begins_like_a_question_that_gets_no_answer(tmp_path: Path) -> None:
+    _store(tmp_path, voices.MODEL_VOICE, {"text": wordings.UNKNOWN, "kind": "reply", "reply": "", "category": "reply"})
+    silent = next(q for q in wordings.questions() if faults.stays_silent(q.text) and len(q.text.split()) > 4)
+    asked = next(q for q in wordings.questions() if q.category == "unknown" and not faults.stays_silent(q.text))
+    for question in (silent, asked):
+        _store(tmp_path, CALLER, question.__dict__ | {"reply": wordings.UNKNOWN})
+    casts = [Cast(tmp_path, [CALLER], at_least=1, seed=seed) for seed in (1, 1, 2)]
+    told = [[c.sound(u).tobytes() for u in c.asked[CALLER][script.STRANGE]] for c in casts]
+    assert told[0] == told[1] != told[2]
+    heard = {word for u in casts[0].asked[CALLER][script.STRANGE] for word, _, _ in u.words if word}
+    assert heard
+    assert heard <= set(align.words_of(asked.text))
