@@ -16,7 +16,7 @@ from recipes.mini.script import STRANGE
 __all__ = ["TEXT", "babble"]
 
 TEXT = "Babble."
-LENGTH_S = (0.8, 4.5)
+LENGTH_S = (0.4, 4.0)
 PIECE_PHONES = (2, 6)
 OPENS = 0.25  # share that begins with the first words of a sentence
 FADE = 80  # samples, 5 ms

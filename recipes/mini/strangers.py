@@ -57,6 +57,13 @@ def said(models: tuple[Any, Any, Any], sounds: list[np.ndarray]) -> list[str]:
     return answers
 
 
+def judged(answer: str) -> str:
+    """What an answer is; somebody who pauses may hear twice that the model does not know."""
+    if not answer:
+        return "silent"
+    return "something else" if answer.replace(wordings.UNKNOWN, "").strip() else "does not know"
+
+
 def main() -> None:
     """Play the recordings and count what came back."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -73,8 +80,7 @@ def main() -> None:
             f"no recording of {SHORTEST_S} to {LONGEST_S} s in {arguments.recordings}: name a folder with some"
         )
     answers = said(evaluate.load(arguments.checkpoint), [sound for _, sound in found])
-    unknown = f"{wordings.domain()['unknown']['reply']}."
-    outcome = Counter("silent" if not a else "does not know" if a == unknown else "something else" for a in answers)
+    outcome = Counter(judged(answer) for answer in answers)
     sensible = outcome["silent"] + outcome["does not know"]
     report = {"recordings": len(found), **outcome, "interval": evaluate.interval(sensible, len(found))}
     print(json.dumps(report | {"said": dict(zip((name for name, _ in found), answers, strict=True))}, indent=1))
