@@ -7,22 +7,27 @@ Wilson 95 % intervals in their remarks. The goals are those of the design's tabl
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
 import soxr
+import torch
 
 from benchmarks.report import Row, compare, note
 from client.judge import Recogniser, word_error_rate, words
 from online_align.evaluate.converse import Said, converse, with_adapter
+from online_align.evaluate.dictated import dictated_rows
+from online_align.evaluate.intervals import share
 from online_align.evaluate.people import FRAME_S, RATE_HZ, Utterance, lay, people
 from online_align.evaluate.situations import ASK_AT_S, Situation, hesitations, hums, interruptions, nobody
+from online_align.transcribe import Whisper
 from server.engine import Engine
+from server.engine.checkpoint import load_checkpoint
 
-__all__ = ["Answer", "add_arguments", "ask", "measured_rows", "share", "wilson"]
+__all__ = ["Answer", "add_arguments", "ask", "measured_rows"]
 
 _SLOTS: Final = 32
 _LISTEN_S: Final = 4.0
@@ -34,7 +39,6 @@ _MISBEHAVES: Final = 0.5
 _ELSEWHERE: Final = 0.08
 _WORD_ERRORS: Final = 0.10
 _YIELD_S: Final = 0.4
-_Z: Final = 1.959964
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recognise", type=int, default=40, help="answers that go through the recogniser; 0: none (default: 40)"
     )
+    parser.add_argument(
+        "--dictate",
+        type=int,
+        default=24,
+        help="answers in given words for the recogniser; 0: none (default: 24)",
+    )
 
 
 def measured_rows(asked: argparse.Namespace) -> list[Row]:
@@ -83,6 +93,9 @@ def measured_rows(asked: argparse.Namespace) -> list[Row]:
     rows += _situations(engine, adapter, asked.situations)
     if asked.recognise:
         rows.append(_understood([a for a in answers if a.right], asked.recognise))
+    if asked.dictate and asked.recognise:
+        checkpoint = load_checkpoint(asked.checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+        rows += dictated_rows(checkpoint, questions, asked.dictate, Whisper())
     return rows
 
 
@@ -96,30 +109,6 @@ def ask(engine: Engine, questions: Sequence[Utterance], adapter: int | None = No
 
 def _patience(asked: Utterance) -> float:
     return _TELLING_S if asked.category == "tellings" else _LISTEN_S
-
-
-def wilson(hits: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    if not total:
-        return 0.0, 1.0
-    p, z = hits / total, _Z
-    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * np.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
-
-
-def share(name: str, found: Iterable[bool], *, goal: float | None = None, at_most: bool = False) -> Row:
-    """A row with a share, its counts and its interval."""
-    each = list(found)
-    low, high = wilson(sum(each), len(each))
-    return compare(
-        name,
-        sum(each) / len(each) if each else None,
-        "share",
-        better="lower" if at_most else "higher",
-        goal=goal,
-        remark=f"{sum(each)} of {len(each)}, 95 % interval {low:.3f} to {high:.3f}",
-    )
 
 
 def _right(answers: Sequence[Answer]) -> list[Row]:

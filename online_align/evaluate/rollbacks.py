@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.report import Row, note
 from online_align.canary import CanarySettings, Decision, Group, read, sequential_interval, variance_from
-from online_align.evaluate.mini import wilson
+from online_align.evaluate.intervals import wilson
 from online_align.observations import CallCount, Counted, HeardCall, counted_people
 from server.adapter_plan import hears_canary
 

@@ -6,12 +6,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from online_align.evaluate import command, mini
+from online_align.evaluate import command, intervals, mini
 from online_align.evaluate.converse import Said, converse
+from online_align.evaluate.dictated import dictated_rows, others_answers
 from online_align.evaluate.people import FRAME, RATE_HZ, lay, people
 from online_align.evaluate.situations import ASK_AT_S, hesitations, interruptions, nobody
+from online_align.transcribe import Whisper
 from server.engine import Engine
+from server.engine.checkpoint import load_checkpoint
 
 
 def test_there_are_people_of_both_groups_and_every_fault() -> None:
@@ -46,9 +50,9 @@ def test_a_pause_is_a_pause_and_a_fault_is_after_its_words() -> None:
 
 def test_wilson_is_what_the_book_says() -> None:
     """Brown, Cai and DasGupta 2001: 0 of 10 gives 0 to 0.278; 5 of 10 gives 0.237 to 0.763."""
-    assert mini.wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
-    assert mini.wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
-    assert mini.wilson(0, 0) == (0.0, 1.0)
+    assert intervals.wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
+    assert intervals.wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
+    assert intervals.wilson(0, 0) == (0.0, 1.0)
 
 
 def test_counts_know_right_wrong_and_silent() -> None:
@@ -86,6 +90,28 @@ def test_the_command_prints_one_object_with_every_group(capsys: pytest.CaptureFi
     } <= names
     assert "95 % interval" in next(row["remark"] for row in report["rows"] if row["name"] == "right_trained_voices")
     assert code == int(any(row["met"] is False for row in report["rows"]))
+
+
+def test_dictated_answers_are_another_questions() -> None:
+    pairs = others_answers(people(), 20)
+    assert len(pairs) == 20
+    assert len({asked.category for asked, _ in pairs}) > 3
+    for asked, words in pairs:
+        assert words != asked.expected
+        assert words in {u.expected for u in people() if u.category == asked.category}
+
+
+@pytest.mark.mini
+@pytest.mark.slow
+def test_what_the_model_says_by_itself_is_heard() -> None:
+    """Given words are heard less often: no share is asked of them, but that both were tried."""
+    checkpoint = load_checkpoint("mini", device=torch.device("cpu"), dtype=torch.float32)
+    own, given = dictated_rows(checkpoint, people(), 6, Whisper())
+    assert (own.name, given.name) == ("own_words_heard", "dictated_words_heard")
+    assert own.value is not None
+    assert own.value >= 0.5
+    assert own.remark.startswith(f"{round(6 * own.value)} of 6")
+    assert " of 6," in given.remark
 
 
 def test_help_needs_no_suite_and_names_that_of_one(capsys: pytest.CaptureFixture[str]) -> None:
