@@ -72,7 +72,7 @@ SIZES = {
             Phase(frames=768, minutes=264.0),
             Phase(frames=1125, minutes=290.0),
         ),
-        variant=Phase(frames=768, minutes=25.0),
+        variant=Phase(frames=768, minutes=18.0),
         variant_decoder_minutes=20.0,
     ),
     "small": Size(
