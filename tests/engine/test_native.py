@@ -10,7 +10,7 @@ from kernels.cpu import FrameMachine, RowMemory
 from server.engine import Engine, SamplingParams
 from server.engine.native import NativeStep
 from server.errors import EngineError
-from tests.engine.calls import batch, converse, mask
+from tests.engine.calls import GREEDY, batch, converse, mask
 from tests.engine.stock import Call, sound
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
@@ -111,6 +111,21 @@ def test_a_closed_row_gives_its_memory_back(mini: Path) -> None:
     for slot in range(8):
         engine.close(slot)
     assert resident_bytes() - before < row
+
+
+@pytest.mark.parametrize("writeable", [True, False])
+def test_arrays_are_read_and_left_as_they_are(tiny: Path, *, writeable: bool) -> None:
+    engine = Engine.load(tiny, slots=2, device="cpu", work="native")
+    pcm = sound(6, engine.frame_size, seed=6)
+    wanted = converse(engine, 1, pcm).tokens.tolist()
+    engine.open(1, GREEDY, seed=0)
+    for chunk, expected in zip(pcm, wanted, strict=True):
+        frame, moving = batch(engine, {1: chunk}).numpy().copy(), mask(engine, 1).numpy().copy()
+        frame.flags.writeable = moving.flags.writeable = writeable
+        before = frame.copy()
+        out = engine.step(frame, moving)
+        np.testing.assert_array_equal(frame, before)
+        assert out.tokens[1].tolist() == expected
 
 
 def test_a_row_that_stands_still_costs_no_bits(tiny: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from server.engine import Engine, FrameOutput, SamplingParams
 from server.errors import DrainingError, GoingAwayError, RefusalError, ServerFailedError
+from server.generations import SWITCH_S
 from server.metrics import EndReason
 from server.session import ModelInfo
 from server.wire import ChatSocket
@@ -91,6 +92,17 @@ class SlowToLoad(Engine):
 
 async def _seen() -> None:
     await until(SlowToLoad.go.is_set)
+
+
+async def test_threads_hand_the_interpreters_lock_over_sooner_than_by_default(tiny: Path) -> None:
+    by_default_s = 0.005
+    sys.setswitchinterval(by_default_s)
+    try:
+        async with serving(tiny):
+            assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+            assert by_default_s / 2 > SWITCH_S
+    finally:
+        sys.setswitchinterval(by_default_s)
 
 
 async def test_the_port_is_open_and_callers_are_told_while_the_model_loads(tiny: Path) -> None:
