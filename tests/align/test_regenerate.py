@@ -14,7 +14,7 @@ from tests.signals.sounds import clip
 pytestmark = pytest.mark.mini
 
 SAMPLED = SamplingParams(text_temperature=0.8, audio_temperature=0.7)
-PARTING = 28
+PARTING = 25
 USER = slice(7, None)
 
 
