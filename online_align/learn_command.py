@@ -268,7 +268,11 @@ def _review(asked: argparse.Namespace, journal: Any) -> Callable[[], bool]:
     count = remembered(count_call)
 
     def look() -> bool:
-        review(journal, _release(asked), count=count)
+        row = review(journal, _release(asked), count=count)
+        if row is not None and row.state != "canary":
+            log.info(
+                "%s, which was canary, is %s: `duologue-align adapters show %s` says why", row.id, row.state, row.id
+            )
         looked = watch(journal, _release(asked), count=count)
         if looked is not None and looked.rolled_back:
             log.warning("%s is taken back: `duologue-align adapters show %s` says why", looked.live, looked.live)
@@ -279,8 +283,9 @@ def _review(asked: argparse.Namespace, journal: Any) -> Callable[[], bool]:
 
 def _release(asked: argparse.Namespace) -> Any:
     from online_align.release import ReleaseSettings  # noqa: PLC0415
+    from server.engine import model_name  # noqa: PLC0415
 
-    return ReleaseSettings(data_dir=asked.data_dir, evidence=asked.evidence)
+    return ReleaseSettings(data_dir=asked.data_dir, checkpoint=model_name(asked.checkpoint), evidence=asked.evidence)
 
 
 def _settings(asked: argparse.Namespace) -> Any:

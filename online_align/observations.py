@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import msgspec
 from sqlalchemy import select
 
+from online_align.bases import Base
 from online_align.canary import CanarySettings, Group
 from online_align.conversation import Conversation, FrameClock
 from online_align.heard_turns import heard_turns
@@ -134,13 +135,14 @@ def observe(
     *,
     canary: str,
     control: str,
+    base: Base,
     since: float,
     now: float,
     settings: CanarySettings,
     count: CallCounter = count_call,
 ) -> Observed:
-    """Everything since `since`. `control` is the live adapter's id; empty for the base model."""
-    with_, without = _calls(journal, canary, since), _calls(journal, control, since)
+    """Everything since `since` in calls with `base`. `control` is the live adapter's id; empty for the base model."""
+    with_, without = (_calls(journal, adapter, base, since) for adapter in (canary, control))
     mixed = {call.user for call in with_ if call.user} & {call.user for call in without}
     treated = _heard(journal, with_, mixed, now, settings, count)
     untreated = _heard(journal, without, mixed, now, settings, count)
@@ -159,14 +161,15 @@ def heard(
     journal: Journal,
     adapter: str,
     *,
+    base: Base,
     since: float,
     until: float = math.inf,
     now: float,
     settings: CanarySettings,
     count: CallCounter = count_call,
 ) -> Heard:
-    """Calls from `since` to `until` in which one adapter spoke; empty for the base model."""
-    return _heard(journal, _calls(journal, adapter, since, until), (), now, settings, count)
+    """Calls from `since` to `until` in which one adapter of `base` spoke, or `base` itself where it is empty."""
+    return _heard(journal, _calls(journal, adapter, base, since, until), (), now, settings, count)
 
 
 def _heard(
@@ -225,10 +228,10 @@ def _share(
     return first + settings.settle_s, complaints / turns
 
 
-def _calls(journal: Journal, adapter: str, since: float, until: float = math.inf) -> list[HeardCall]:
-    """Ended calls that one adapter spoke in from beginning to end, in order."""
+def _calls(journal: Journal, adapter: str, base: Base, since: float, until: float = math.inf) -> list[HeardCall]:
+    """Ended calls with `base` that one adapter spoke in from beginning to end, in order."""
     table, changes = schema.sessions, schema.adapter_changes
-    query = select(table.c.id, table.c.user_hash, table.c.started_at).where(
+    query = select(table.c.id, table.c.user_hash, table.c.started_at, table.c.checkpoint, table.c.base_sha256).where(
         table.c.adapter == adapter,
         table.c.started_at >= since,
         table.c.ended_at.is_not(None),
@@ -238,4 +241,8 @@ def _calls(journal: Journal, adapter: str, since: float, until: float = math.inf
         query = query.where(table.c.started_at < until)
     with journal.engine.connect() as connection:
         rows = connection.execute(query.order_by(table.c.started_at, table.c.id)).all()
-    return [HeardCall(session=row[0], user=row[1], started_at=row[2]) for row in rows]
+    return [
+        HeardCall(session=session, user=user, started_at=started_at)
+        for session, user, started_at, checkpoint, sha256 in rows
+        if base.is_same(Base(checkpoint=checkpoint, sha256=sha256))
+    ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
+from online_align.bases import base_of, newest_base
 from online_align.canary import CanarySettings, Decision, read
 from online_align.observations import CallCounter, Observed, count_call, observe
 from online_align.verdicts import Check, Outcome, Verdict, conclude
@@ -37,6 +38,9 @@ Evidence = Literal["users", "turns", "gate"]
 _TIMES: Final = 4
 """So many times the pairs that are scored are read, for everybody's turn to come."""
 _WITHDRAWN: Final = "It learned from a call that has been deleted since."
+_OTHER_BASE: Final = (
+    "It was learned on {own}, and calls have {instead} now: nobody can hear it, so nobody can judge it."
+)
 _NO_CANARY: Final = "Nobody is asked here: the gate's verdict is all the evidence there is."
 
 
@@ -45,6 +49,8 @@ class ReleaseSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     data_dir: Path = Path("data")
     """Where the adapters' folders are."""
+    checkpoint: str = ""
+    """Name of the base model that serves, as far as is known; empty where it is not."""
     evidence: Evidence = "users"
     """What ends a canary: a test over people; on a machine with nobody to draw from, a number of turns; or nothing
     beyond the gate."""
@@ -116,7 +122,7 @@ def submit(
         if verdict is None:
             verdict = _judged(journal, row, wanted, judge or GateJudge())
             registry.add_verdict(verdict.row(adapter_id, VerdictStage.GATE))
-        _move_on(registry, row, verdict)
+        _move_on(journal, row, verdict, wanted)
         verdict = _last_verdict(registry, adapter_id)
     if verdict is None:
         raise RegistryError(
@@ -142,27 +148,22 @@ def review(
     row, live = registry.canary(), registry.live()
     if row is None:
         return None
-    at = time.time() if now is None else now
+    at, base = time.time() if now is None else now, base_of(row)
     found = observe(
         journal,
         canary=row.id,
-        control=live.id if live else "",
+        control=live.id if live is not None and base_of(live).is_same(base) else "",
+        base=base,
         since=row.changed_at,
         now=at,
         settings=wanted.canary,
         count=count,
     )
-    decision, reason = _decision(found, wanted)
-    if row.withdrawn or registry.refusal(row.id):
-        decision, reason = Decision.HARM, _WITHDRAWN if row.withdrawn else registry.refusal(row.id)
-    if decision is Decision.WAIT and at - row.changed_at > wanted.canary.longest_s:
-        late = f"No decision in {wanted.canary.longest_s / 86400:g} days, so no promotion. {reason}"
-        return registry.decide(_word(row.id, passed=False, reason=late, found=found), AdapterState.REJECTED)
-    states = {Decision.PROMOTE: AdapterState.LIVE, Decision.HARM: AdapterState.ROLLED_BACK}
-    if decision not in states:
+    state, reason = _outcome(journal, row, found, wanted, at)
+    if state is None:
         return row
-    word = _word(row.id, passed=decision is Decision.PROMOTE, reason=reason, found=found)
-    return registry.decide(word, states[decision], expected=AdapterState.CANARY)
+    word = _word(row.id, passed=state is AdapterState.LIVE, reason=reason, found=found)
+    return registry.decide(word, state, expected=AdapterState.CANARY)
 
 
 def go_on(journal: Journal, settings: ReleaseSettings | None = None) -> AdapterRow | None:
@@ -198,20 +199,49 @@ def _judged(journal: Journal, row: AdapterRow, settings: ReleaseSettings, judge:
     return judge(journal, row, folder)
 
 
-def _move_on(registry: AdapterRegistry, row: AdapterRow, verdict: Verdict) -> None:
-    staged = AdapterState.STAGED
+def _move_on(journal: Journal, row: AdapterRow, verdict: Verdict, settings: ReleaseSettings) -> None:
+    registry, staged = AdapterRegistry(journal.engine), AdapterState.STAGED
     if registry.get(row.id).withdrawn:
         refused = conclude([Check(name="withdrawn", outcome=Outcome.FAILED, reason=_WITHDRAWN)])
         registry.decide(refused.row(row.id, VerdictStage.GATE), AdapterState.REJECTED, expected=staged)
     elif not verdict.passed:
         registry.transition(row.id, AdapterState.REJECTED, expected=staged)
-    elif registry.canary() is None:
+    elif registry.canary() is None and not _speaks_instead(journal, row, settings):
         registry.transition(row.id, AdapterState.CANARY, expected=staged)
 
 
 def _last_verdict(registry: AdapterRegistry, adapter_id: str) -> Verdict | None:
     said = [row for row in registry.verdicts(adapter_id) if row.stage is VerdictStage.GATE]
     return verdict_of(said[-1]) if said else None
+
+
+def _speaks_instead(journal: Journal, row: AdapterRow, settings: ReleaseSettings) -> str:
+    """The base model that calls have instead of the one that an adapter was learned on; empty where they may have that.
+
+    Both are asked, the learner's flag and the newest call: a flag may be wrong, or the weights have another name, and
+    nobody need have called since another base was put in.
+    """
+    own, newest = base_of(row), newest_base(journal)
+    known = settings.checkpoint and settings.checkpoint != own.checkpoint
+    return newest.checkpoint if known and newest is not None and not newest.is_same(own) else ""
+
+
+def _outcome(
+    journal: Journal, row: AdapterRow, found: Observed, settings: ReleaseSettings, at: float
+) -> tuple[AdapterState | None, str]:
+    """What the canary becomes, and why; None while it is to go on."""
+    if row.withdrawn:
+        return AdapterState.ROLLED_BACK, _WITHDRAWN
+    if refusal := AdapterRegistry(journal.engine).refusal(row.id):
+        return AdapterState.ROLLED_BACK, refusal
+    if instead := _speaks_instead(journal, row, settings):
+        return AdapterState.REJECTED, _OTHER_BASE.format(own=row.checkpoint, instead=instead)
+    decision, reason = _decision(found, settings)
+    if decision is Decision.WAIT and at - row.changed_at > settings.canary.longest_s:
+        days = settings.canary.longest_s / 86400
+        return AdapterState.REJECTED, f"No decision in {days:g} days, so no promotion. {reason}"
+    ends = {Decision.PROMOTE: AdapterState.LIVE, Decision.HARM: AdapterState.ROLLED_BACK}
+    return ends.get(decision), reason
 
 
 def _decision(found: Observed, settings: ReleaseSettings) -> tuple[Decision, str]:

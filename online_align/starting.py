@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from kernels.cpu import HIGHEST_RANK
+from online_align.bases import base_of
 from online_align.gate_files import layers_of
 from online_align.policy import Policy
 from online_align.round_plan import OtherBaseError, Round, RoundError
 from server.engine.adapters import ADAPTER_CONFIG, file_sha256, read_adapter
 from server.engine.checkpoint import Checkpoint, load_checkpoint
 from server.errors import AdapterError
-from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState, folder_of
+from server.journal.registry import AdapterRegistry, AdapterState, folder_of
 
 __all__ = ["Starting"]
 
@@ -38,7 +39,7 @@ class Starting:
         live = self._registry.live()
         retired = [row for row in self._registry.list() if row.state is AdapterState.RETIRED]
         for row in [live, *sorted(retired, key=lambda each: -each.changed_at)]:
-            if row is not None and not row.withdrawn and _is_of(row, base_sha256):
+            if row is not None and not row.withdrawn and base_of(row).sha256 == base_sha256:
                 return row.id
         return ""
 
@@ -89,12 +90,3 @@ class Starting:
 def _json(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
-
-
-def _is_of(row: AdapterRow, base_sha256: str) -> bool:
-    """Whether an adapter was learned on these weights; its manifest says so."""
-    try:
-        told: dict[str, Any] = json.loads(row.manifest)
-    except ValueError:
-        return False
-    return told.get("base_sha256") == base_sha256

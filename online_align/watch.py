@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from online_align.bases import base_of
 from online_align.canary import CanarySettings, Decision, Group, Reading, read
 from online_align.observations import CallCounter, Heard, Observed, count_call, heard
 from online_align.release import ReleaseSettings
@@ -56,7 +57,7 @@ def watch(
     at = time.time() if now is None else now
     before = registry.predecessor(row.id)
     since = _window(row.changed_at, at, wanted.canary)
-    live = heard(journal, row.id, since=since, now=at, settings=wanted.canary, count=count)
+    live = heard(journal, row.id, base=base_of(row), since=since, now=at, settings=wanted.canary, count=count)
     name = before.id if before else ""
     by_calls = wanted.evidence != "users"
     control = _control(journal, row, name, wanted.canary, count, by_calls=by_calls)
@@ -85,8 +86,9 @@ def _control(
             return kept
     since = row.changed_at - settings.longest_s
     found: Heard = heard(
-        journal, before, since=since, until=row.changed_at, now=row.changed_at, settings=settings, count=count
-    )
+        journal, before, base=base_of(row), since=since, until=row.changed_at, now=row.changed_at, settings=settings,
+        count=count,
+    )  # fmt: skip
     return found.calls if by_calls else found.people
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from sqlalchemy import event, insert
 
+from online_align.bases import Base
 from online_align.canary import CanarySettings
 from online_align.observations import CallCount, count_call, observe
 from online_align.release import ReleaseSettings, review, roll_back, submit, verdict_of
@@ -31,6 +32,7 @@ __all__ = ["journal", "postgres", "postgres_journal", "sqlite_journal"]
 
 GOOD = conclude([Check(name="answered", outcome=Outcome.PASSED, reason="It answers.", value=0.9, base=0.9)])
 BAD = conclude([Check(name="answered", outcome=Outcome.FAILED, reason="It is mute.", value=0.0, base=0.9)])
+MINI = Base(checkpoint="mini")
 ALONE = ReleaseSettings(evidence="gate")
 
 
@@ -216,7 +218,7 @@ def test_one_person_with_many_calls_is_one_person(journal: Journal) -> None:
         table = schema.sessions
         connection.execute(table.update().where(table.c.adapter == "one").values(user_hash="angry"))
     found = observe(
-        journal, canary="one", control="", since=1000.0, now=9e9, settings=CanarySettings(), count=five_turns
+        journal, canary="one", control="", base=MINI, since=1000.0, now=9e9, settings=CanarySettings(), count=five_turns
     )
     assert len(found.canary.shares) == 1
     review(journal, ReleaseSettings(canary=CanarySettings(longest_s=1e12)), now=3000.0, count=five_turns)
@@ -233,10 +235,14 @@ def test_who_counts(journal: Journal) -> None:
         return CallCount(turns=1 if "left" in name else 5, complaints=int(name.rsplit("-", 1)[1]))
 
     settings = CanarySettings(settle_s=100.0)
-    soon = observe(journal, canary="one", control="", since=1000.0, now=2050.0, settings=settings, count=count)
+    soon = observe(
+        journal, canary="one", control="", base=MINI, since=1000.0, now=2050.0, settings=settings, count=count
+    )
     assert (soon.canary.shares, soon.control.shares, soon.mixed) == ((), (0.4,), 1)
     assert (soon.canary_turns, soon.canary_complaints) == (11, 7)
-    later = observe(journal, canary="one", control="", since=1000.0, now=2200.0, settings=settings, count=count)
+    later = observe(
+        journal, canary="one", control="", base=MINI, since=1000.0, now=2200.0, settings=settings, count=count
+    )
     assert later.canary.shares == (1.0,)
 
 
