@@ -1,17 +1,17 @@
 """`duologue-align adapters WHAT`: which adapters there are and why, moving them by hand, and comparing two of them.
 
 Works on the journal's tables and the data folder; a server that runs follows within a second or two, and none is
-needed. It decides nothing: the gate's verdict is needed whoever promotes.
+needed: what is known of servers is said (`served`). It decides nothing: the gate's verdict is needed whoever promotes.
 """
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from online_align.on_journal import add_place, do_on_journal, shown
 from online_align.release import verdict_of
+from online_align.served import served, when
 from online_align.verdicts import Outcome
 from server.journal import Journal
 from server.journal.registry import AdapterRegistry, AdapterRow, folder_of
@@ -27,34 +27,37 @@ def run(arguments: Sequence[str]) -> int:
 def _list(journal: Journal, asked: argparse.Namespace) -> int:
     rows = AdapterRegistry(journal.engine).list()
     if asked.json:
-        print(msgspec.json.encode({"adapters": rows}).decode())
+        servers = {row.id: served(journal, row) for row in rows}
+        print(msgspec.json.encode({"adapters": rows, "servers": servers}).decode())
         return 0
     if not rows:
         print("no adapters yet: everybody hears the base model")
     for row in rows:
-        note = "  withdrawn" if row.withdrawn else ""
+        notes = filter(None, ["withdrawn" if row.withdrawn else "", served(journal, row).note(row.state)])
         parent = shown(row.parent) or "the base model"
-        print(f"{shown(row.id):24} {row.state:12} {_when(row.changed_at)}  from {parent}{note}")
+        print("  ".join((f"{shown(row.id):24} {row.state:12} {when(row.changed_at)}", f"from {parent}", *notes)))
     return 0
 
 
 def _show(journal: Journal, asked: argparse.Namespace) -> int:
     registry = AdapterRegistry(journal.engine)
     row, said = registry.get(asked.id), registry.verdicts(asked.id)
-    sessions = registry.sessions_of(asked.id)
+    sessions, seen = registry.sessions_of(asked.id), served(journal, row)
     if asked.json:
         verdicts = [{"stage": each.stage, "at": each.at, "verdict": verdict_of(each)} for each in said]
-        print(msgspec.json.encode({"adapter": row, "sessions": sessions, "verdicts": verdicts}).decode())
+        told = {"adapter": row, "server": seen, "sessions": sessions, "verdicts": verdicts}
+        print(msgspec.json.encode(told).decode())
         return 0
     parent = row.parent or "the base model"
-    print(shown(f"{row.id}: {row.state} since {_when(row.changed_at)}, made {_when(row.made_at)}"))
+    print(shown(f"{row.id}: {row.state} since {when(row.changed_at)}, made {when(row.made_at)}"))
     print(shown(f"base {row.checkpoint}, from {parent}, learned from {len(sessions)} calls"))
     print(shown(f"files {row.path}, SHA-256 {row.sha256}"))
     if row.withdrawn:
         print("withdrawn: it learned from a call that was deleted, so it goes to nobody any more")
+    _say(seen.sentences(row))
     for each in said:
         verdict = verdict_of(each)
-        print(f"\n{_when(each.at)} {each.stage}: {'passed' if each.passed else 'refused'}. {shown(each.reason)}")
+        print(f"\n{when(each.at)} {each.stage}: {'passed' if each.passed else 'refused'}. {shown(each.reason)}")
         for check in verdict.checks:
             mark = {Outcome.PASSED: "ok", Outcome.FAILED: "NO", Outcome.UNKNOWN: "? "}[check.outcome]
             figures = f"{_number(check.value):>8} {_number(check.base):>8}"
@@ -64,23 +67,31 @@ def _show(journal: Journal, asked: argparse.Namespace) -> int:
 
 def _promote(journal: Journal, asked: argparse.Namespace) -> int:
     reason = f"An operator promoted it: {asked.reason}"
-    return _moved(AdapterRegistry(journal.engine).promote(asked.id, reason=reason), asked)
+    return _moved(journal, AdapterRegistry(journal.engine).promote(asked.id, reason=reason), asked)
 
 
 def _roll_back(journal: Journal, asked: argparse.Namespace) -> int:
     registry = AdapterRegistry(journal.engine)
     registry.roll_back(asked.id, reason=f"An operator took it back: {asked.reason}")
-    return _moved(registry.get(asked.id), asked, live=registry.live())
+    return _moved(journal, registry.get(asked.id), asked, live=registry.live())
 
 
-def _moved(row: AdapterRow, asked: argparse.Namespace, *, live: AdapterRow | None = None) -> int:
+def _moved(journal: Journal, row: AdapterRow, asked: argparse.Namespace, *, live: AdapterRow | None = None) -> int:
+    seen = served(journal, row)
     if asked.json:
-        print(msgspec.json.encode({"adapter": row, "live": live}).decode())
+        print(msgspec.json.encode({"adapter": row, "server": seen, "live": live}).decode())
         return 0
     print(shown(f"{row.id} is {row.state}"))
     if row.state == "rolled_back":
         print(f"live is {shown(live.id) if live else 'the base model'}")
+    else:
+        _say(seen.sentences(row))
     return 0
+
+
+def _say(sentences: Sequence[str]) -> None:
+    for each in sentences:
+        print(shown(each))
 
 
 def _diff(journal: Journal, asked: argparse.Namespace) -> int:
@@ -114,10 +125,6 @@ def _diff(journal: Journal, asked: argparse.Namespace) -> int:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
-
-
-def _when(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from sqlalchemy import insert
 
 import online_align.gate
 from online_align.__main__ import main
@@ -14,9 +15,11 @@ from online_align.probes import Sizes
 from online_align.release import GateJudge, ReleaseSettings, submit
 from online_align.verdicts import Check, Outcome, conclude
 from server.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, file_sha256
-from server.journal import open_journal
-from server.journal.registry import AdapterRegistry, AdapterRow
+from server.journal import open_journal, schema
+from server.journal.adapter_records import BY_SERVER
+from server.journal.registry import AdapterRegistry, AdapterRow, VerdictRow, VerdictStage
 from tests.align import hacks
+from tests.journal.calls import record
 
 GOOD = conclude(
     [Check(name="answered", outcome=Outcome.PASSED, reason="It answers.", value=0.9, base=0.8, limit="0.7")]
@@ -91,7 +94,7 @@ def test_what_somebody_gave_as_a_reason_moves_no_cursor(data_dir: Path, capsys: 
 
 def test_promote_and_roll_back(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(data_dir, "promote", "good", "--reason", "it sounds right") == 0
-    assert printed(capsys) == "good is live\n"
+    assert printed(capsys).startswith("good is live\nno server is known to have read it: none has refused it, ")
     assert call(data_dir, "show", "good") == 0
     assert "An operator promoted it: it sounds right" in printed(capsys)
     assert call(data_dir, "promote", "later") == 0
@@ -101,6 +104,50 @@ def test_promote_and_roll_back(data_dir: Path, capsys: pytest.CaptureFixture[str
     assert (moved["adapter"]["state"], moved["live"]["id"]) == ("rolled_back", "good")
     assert call(data_dir, "rollback", "good") == 0
     assert "live is the base model" in printed(capsys)
+
+
+def test_what_servers_have_made_of_it_is_told_as_far_as_it_is_known(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server's side of it is `tests/server/test_swap.py`."""
+
+    def told(name: str) -> tuple[str, str, str]:
+        assert call(data_dir, "show", name) == 0
+        shown = printed(capsys).partition("\n\n")[0].splitlines()[-1]
+        assert call(data_dir, "show", name, "--json") == 0
+        known = json.loads(printed(capsys))["server"]["known"]
+        assert call(data_dir, "list") == 0
+        (line,) = [line for line in printed(capsys).splitlines() if line.startswith(name)]
+        return known, shown, line.partition("from the base model")[2].strip()
+
+    known, shown, note = told("good")
+    assert (known, note) == ("nothing", "not known to be read by a server")
+    assert shown.startswith("no server is known to have read it")
+    known, shown, note = told("later")
+    assert (known, shown, note) == ("nothing", "no server has looked at it: they read what is canary or live", "")
+    journal = open_journal(data_dir)
+    record(journal, ["a", "b"], 3)
+    began = "1970-01-01 00:16:40 UTC"
+    with journal.engine.begin() as connection:
+        change = {"session_id": "b", "step": 2, "adapter_id": "good"}
+        connection.execute(insert(schema.adapter_changes), [change])
+    assert told("good") == (
+        "read", f"a server has read it: the last kept call with it began {began}", f"last call {began}"
+    )  # fmt: skip
+    refusal = "a server refuses its files: got NaN"
+    AdapterRegistry(journal.engine).add_verdict(
+        VerdictRow(adapter_id="good", stage=VerdictStage.CANARY, passed=False, reason=refusal, figures=BY_SERVER)
+    )
+    assert told("good") == (
+        "refused", f"{refusal} (the last kept call with it began {began})", "refused by a server"
+    )  # fmt: skip
+    with journal.engine.begin() as connection:
+        connection.execute(schema.sessions.update().values(checkpoint="another"))
+    known, shown, note = told("later")
+    assert (known, note) == ("nothing", "of another base model than calls have")
+    assert shown == "it was learned on mini, and calls have another now, so they do not hear it"
+    assert told("bad")[2] == "", "nobody is to hear it anyway"
+    journal.engine.dispose()
 
 
 @pytest.mark.parametrize(

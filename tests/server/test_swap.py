@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from online_align.__main__ import main
 from server.adapter_plan import hears_canary
 from server.engine import Engine
 from server.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -306,6 +307,30 @@ async def test_a_bad_file_is_refused_once_and_never_speaks(tiny: Path, store: Sh
         verdicts = store.registry.verdicts("bad")
         assert [each.passed for each in verdicts if "refuses" in each.reason] == [False], "said once"
         assert live.count("duologue_swap_total", result=SwapResult.REFUSED) == 1
+
+
+async def test_the_command_line_tells_what_a_server_has_made_of_it(
+    tiny: Path, store: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def said(what: str, name: str) -> str:
+        arguments = ["adapters", "--data-dir", str(store.data_dir), what, name]
+        assert await asyncio.to_thread(main, arguments) == 0
+        return capsys.readouterr().out
+
+    for name in ("first", "bad"):
+        weights = store.stage(name, seed=1) / ADAPTER_WEIGHTS
+    weights.write_bytes(b"none")
+    async with serving_from(store, tiny, canary_share=1.0) as live:
+        assert "no server has looked at it" in await said("show", "first")
+        assert "no server is known to have read it" in await said("promote", "first")
+        await until(lambda: live.server.adapters.plan.canary is not None)
+        assert await new_call(live, "?consent=keep") == "first"
+        while "a server has read it: the last kept call with it began" not in await said("show", "first"):
+            await asyncio.sleep(0.05)  # the journal is written in batches
+        await said("promote", "first")
+        await said("promote", "bad")
+        await until(lambda: bool(store.registry.refusal("bad")))
+        assert "\na server refuses its files: got adapter" in await said("show", "bad")
 
 
 @pytest.mark.parametrize("broken", [("third",), ("second", "third"), ("first", "second", "third")])
