@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sqlalchemy import Select
+
 from server.engine.adapters import ADAPTER_WEIGHTS, file_sha256
 from server.journal.database import connect
 from server.journal.registry import AdapterRegistry, AdapterRow, VerdictRow, VerdictStage
@@ -61,6 +63,11 @@ class Shop:
         folder = self.canary(name, seed=seed)
         self.registry.promote(name, reason="test")
         return folder
+
+    def scalars(self, query: Select[tuple[str]]) -> list[str]:
+        """Ask the journal."""
+        with self._database.connect() as connection:
+            return list(connection.scalars(query))
 
     def close(self) -> None:
         self._database.dispose()

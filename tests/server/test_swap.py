@@ -12,11 +12,13 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import select
 
 from online_align.__main__ import main
 from server.adapter_plan import hears_canary
 from server.engine import Engine
 from server.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from server.journal import schema
 from server.journal.adapter_records import BY_SERVER
 from server.metrics import SwapResult
 from tests.server.adapter_files import Shop, made, shop
@@ -317,16 +319,16 @@ async def test_the_command_line_tells_what_a_server_has_made_of_it(
         assert await asyncio.to_thread(main, arguments) == 0
         return capsys.readouterr().out
 
-    for name in ("first", "bad"):
-        weights = store.stage(name, seed=1) / ADAPTER_WEIGHTS
-    weights.write_bytes(b"none")
+    store.stage("first", seed=1)
+    (store.stage("bad", seed=2) / ADAPTER_WEIGHTS).write_bytes(b"none")
     async with serving_from(store, tiny, canary_share=1.0) as live:
         assert "no server has looked at it" in await said("show", "first")
         assert "no server is known to have read it" in await said("promote", "first")
         await until(lambda: live.server.adapters.plan.canary is not None)
         assert await new_call(live, "?consent=keep") == "first"
-        while "a server has read it: the last kept call with it began" not in await said("show", "first"):
-            await asyncio.sleep(0.05)  # the journal is written in batches
+        kept = select(schema.sessions.c.id)
+        await until(lambda: bool(store.scalars(kept)))
+        assert "a server has read it: the last kept call with it began" in await said("show", "first")
         await said("promote", "first")
         await said("promote", "bad")
         await until(lambda: bool(store.registry.refusal("bad")))
