@@ -145,11 +145,12 @@ class Conversation:
         while True:
             watch = _Watch()
             event = await line.link.receive(_POLL_S)
-            if (slept_s := watch.late_s - _POLL_S) > _ASLEEP_S:
-                raise CallLostError(f"This machine or program stood still for {slept_s:.0f} s.")
+            slept_s = watch.late_s - _POLL_S
             if event is not None:
                 self._state.connection = Connection.TALKING
                 self._take(line, event)
+            if slept_s > _ASLEEP_S:
+                raise CallLostError(f"This machine or program stood still for {slept_s:.0f} s.")
             self._judge_silence(line)
 
     def _judge_silence(self, line: "_Line") -> None:

@@ -17,6 +17,7 @@ from client.conversation import Conversation
 from client.echo import NoCancellation
 from client.errors import CallLostError, HungUpError, RefusedError, ServerBusyError, UnreachableError
 from client.jitter import JitterBuffer
+from client.link import Event, Link, Piece
 from client.local_server import free_port
 from client.microphone import Microphone
 from client.sound_card import FileCard
@@ -123,18 +124,29 @@ async def test_the_delay_counts_from_the_start_of_the_frame_that_is_answered() -
 
 
 async def test_a_broken_connection_is_resumed_with_the_newest_token() -> None:
-    async def go_on(stage: Stage) -> None:
+    """The call goes on while it is looked at: where this program is stopped for seconds it is resumed once more."""
+
+    async def again(stage: Stage) -> None:
         await stage.ready(id="one", resume_token="second")
         await stage.send(2, b" again")
-        await stage.gone()
+        await stage.hear()
+        stage.vanish()
 
-    script, paths = in_turn(answer_then_vanish, go_on)
+    async def stay(stage: Stage) -> None:
+        await stage.ready(id="one", resume_token="third")
+        await stage.send(2, b" and on")
+        while True:
+            await stage.hear()  # or nobody would see that the caller has gone
+
+    script, paths = in_turn(answer_then_vanish, again, stay)
     async with staged(script) as url, talking(url, query={"consent": "keep"}) as talk:
-        await talk.until(lambda: "again" in talk.state.words)
-        assert paths == ["/api/chat?consent=keep", "/api/chat?consent=keep&resume_token=first"]
+        await talk.until(lambda: "and on" in talk.state.words)
+        tokens = [path.removeprefix("/api/chat?consent=keep") for path in paths]
+        assert tokens[:3] == ["", "&resume_token=first", "&resume_token=second"]
+        assert set(tokens[3:]) <= {"&resume_token=third"}
         assert "goes on where it was" in talk.told
-        assert talk.state.reconnected == 1
-        assert talk.state.words == " Hello again", "the same conversation"
+        assert talk.state.reconnected >= 2
+        assert talk.state.words.startswith(" Hello again and on"), "the same conversation"
 
 
 async def test_a_conversation_that_is_gone_is_begun_anew_and_that_is_said() -> None:
@@ -264,6 +276,32 @@ async def test_a_machine_that_slept_calls_again_at_once(monkeypatch: pytest.Monk
         await talk.until(lambda: talk.state.reconnected == 1)
         assert "stood still for 60 s" in talk.told or "sent nothing" in talk.told
         assert "resume_token=first" in paths[1]
+
+
+async def test_what_has_come_when_a_machine_wakes_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sleeps between a word's arrival and whoever waits for it."""
+    read, now, slept_s = Link._read, time.monotonic, [0.0]
+
+    def asleep(link: Link, message: bytes | str) -> Event | None:
+        event = read(link, message)
+        slept_s[0] = max(slept_s[0], 60.0 * isinstance(event, Piece))
+        return event
+
+    async def speak(stage: Stage) -> None:
+        await stage.ready(id="one", resume_token="first")
+        await stage.hear()
+        await stage.send(2, b" Hello")
+        while True:
+            await stage.hear()
+
+    script, paths = in_turn(speak, answering(loud, id="one", resume_token="second"))
+    monkeypatch.setattr(time, "monotonic", lambda: now() + slept_s[0])
+    monkeypatch.setattr(Link, "_read", asleep)
+    async with staged(script) as url, talking(url) as talk:
+        await talk.until(lambda: talk.state.reconnected == 1)
+        assert "stood still for 60 s" in talk.told
+        assert paths[1] == "/api/chat?resume_token=first"
+        assert talk.state.words == " Hello"
 
 
 async def test_where_the_monotonic_clock_sleeps_too_the_wall_clock_tells(monkeypatch: pytest.MonkeyPatch) -> None:
