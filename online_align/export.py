@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from online_align.learner import Figures
+from online_align.figures import Figures
 from online_align.policy import Policy
 from online_align.settings import LearnerSettings
 from online_align.workers import Workers, whole

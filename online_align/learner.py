@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from online_align.batches import Batch, PackedPair, batches, collate, pack
+from online_align.figures import Figures, mean_of, summed, sums_of
 from online_align.good_spans import is_good_span
 from online_align.losses import Scored, anchor, score
 from online_align.policy import Policy
@@ -30,25 +31,11 @@ from online_align.training_state import Standing, restore, save
 from online_align.unpaired import KTO, balance, loss_of, praise
 from online_align.workers import Workers
 
-__all__ = ["Figures", "Pass", "context_of", "evaluate", "optimiser_groups", "reference_of"]
+__all__ = ["Pass", "context_of", "evaluate", "optimiser_groups", "reference_of"]
 
 _FINAL_SHARE: Final = 0.1
 """Of the learning rate, at the last step."""
 _BETAS: Final = (0.9, 0.95)
-
-
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """What a step or an evaluation came to. Log-probabilities in nats."""
-
-    loss: float
-    margin: float
-    """Mean over pairs of `r_w / n_w - r_l / n_l`: how much more each frame of the chosen side has gained."""
-    accuracy: float
-    """Share of pairs with a margin above 0."""
-    chosen_logp: float
-    """Mean log-probability of a chosen frame."""
-    pairs: int
-    seconds: float = 0.0
 
 
 class Pass:
@@ -109,11 +96,11 @@ class Pass:
                 began = time.perf_counter()
                 figures = self._step(step)
                 figures = msgspec.structs.replace(figures, seconds=time.perf_counter() - began)
-                for name, value in _summed(figures).items():
+                for name, value in summed(figures).items():
                     sums[name] = sums.get(name, 0.0) + value
                 self._save(step + 1, sums)
                 told(step, figures)
-        return _mean(sums)
+        return mean_of(sums)
 
     def _save(self, made: int, sums: dict[str, float]) -> None:
         now = made % self._save_every == 0 or made == self.steps or (self._stop.asked and self._workers.size == 1)
@@ -141,7 +128,7 @@ class Pass:
         self._optimiser.step()
         names = sorted(sums)
         total = self._workers.sum(torch.tensor([sums[name] for name in names], dtype=torch.float64))
-        return _mean(dict(zip(names, total.tolist(), strict=True)))
+        return mean_of(dict(zip(names, total.tolist(), strict=True)))
 
     def _losses(self, batch: Batch, real_B: Tensor, far: Tensor) -> tuple[Tensor, dict[str, float]]:
         """A loss for each pair `[B]`, and sums over those that are real."""
@@ -149,7 +136,7 @@ class Pass:
         scored, settings = scored_of(logp_B2N, batch), self._settings
         loss_B = loss_of(settings.loss, scored, settings.beta, divergence=far, praise_weight=self._praise_weight)
         whole_B = loss_B + settings.anchor * self._anchor(logp_B2N, batch)
-        return whole_B, _sums(scored, loss_B.detach(), real_B)
+        return whole_B, sums_of(scored, loss_B.detach(), real_B)
 
     def _held(self, batch: Batch, far: Tensor) -> Tensor:
         """What is learned of replies without a preference, `[B]`."""
@@ -263,9 +250,9 @@ def evaluate(policy: Policy, settings: LearnerSettings, pairs: Sequence[Pair]) -
     for batch in batches(rows, policy.grid, device, positions=settings.positions):
         scored = scored_of(policy(batch), batch)
         loss_B = loss_of(settings.loss, scored, settings.beta)
-        for name, value in _sums(scored, loss_B, torch.ones(len(batch.pairs), device=device)).items():
+        for name, value in sums_of(scored, loss_B, torch.ones(len(batch.pairs), device=device)).items():
             sums[name] = sums.get(name, 0.0) + value
-    return _mean(sums)
+    return mean_of(sums)
 
 
 def _references(batch: Batch) -> Tensor:
@@ -276,29 +263,6 @@ def _references(batch: Batch) -> Tensor:
             kept = logp_T[: values.shape[2]]
             values[place, side, : len(kept)] = kept
     return torch.from_numpy(values).to(batch.credit_B2N.device)
-
-
-def _sums(scored: Scored, loss_B: Tensor, real_B: Tensor) -> dict[str, float]:
-    margin_B = scored.chosen_ratio / scored.chosen_length - scored.rejected_ratio / scored.rejected_length
-    each = {
-        "loss": loss_B,
-        "margin": margin_B,
-        "accuracy": (margin_B > 0).float(),
-        "chosen_logp": scored.chosen / scored.chosen_length,
-        "pairs": torch.ones_like(loss_B),
-    }
-    return {name: float((value.detach() * real_B).sum()) for name, value in each.items()}
-
-
-def _summed(figures: Figures) -> dict[str, float]:
-    means = msgspec.structs.asdict(figures)
-    return {name: value * (1 if name in ("pairs", "seconds") else figures.pairs) for name, value in means.items()}
-
-
-def _mean(sums: dict[str, float]) -> Figures:
-    count = sums.get("pairs", 0.0)
-    means = {name: sums.get(name, 0.0) / max(1.0, count) for name in ("loss", "margin", "accuracy", "chosen_logp")}
-    return Figures(pairs=round(count), seconds=sums.get("seconds", 0.0), **means)
 
 
 def _dealt(pairs: Sequence[Pair], settings: LearnerSettings, size: int) -> list[list[Pair]]:

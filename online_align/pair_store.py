@@ -4,6 +4,7 @@ What a pair is, is `records`' business; how it is made, that of `pairs`. Deletin
 its key every copy of them (`server.journal.removal`).
 """
 
+import logging
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from online_align.records import Evidence, Pair, PairKind, Reference, Side
 from server.journal import Journal, JournalError, KeyGoneError, schema
 
 __all__ = ["PairStore", "PairSummary", "UnknownPairError"]
+
+log = logging.getLogger(__name__)
 
 _FORMAT: Final = 1
 _TABLE: Final = schema.pairs
@@ -154,6 +157,16 @@ class PairStore:
         if pair is None:
             raise UnknownPairError(pair_id)
         return pair
+
+    def readable(self, ids: Iterable[str]) -> list[Pair]:
+        """Those of these pairs that are there and can be opened."""
+        found = []
+        for each in ids:
+            try:
+                found.append(self.get(each))
+            except JournalError as problem:
+                log.info("pair %s is left out: %s", each, problem)
+        return found
 
     def set_reference(self, pair_id: str, reference: Reference) -> None:
         """Keep what the reference model thinks of both sides. Raises `UnknownPairError` or `JournalError`."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server, write_to_textfile
 from tqdm import tqdm  # type: ignore[import-untyped] # published without types
 
-from online_align.learner import Figures
+from online_align.figures import Figures
 from online_align.round_plan import Round
 from server.errors import DuologueError
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from online_align.figures import Figures
 from online_align.good_spans import GoodSpan
-from online_align.learner import Figures
 from online_align.settings import LearnerSettings
 from server.durable import write_durably
 from server.errors import DuologueError
@@ -74,10 +74,13 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RoundFiles:
-    """The files of all rounds, `0001.json` and so on in `folder`. Each is whole or not there."""
+    """The files of all rounds, `0001.json` and so on in `folder`. Each is whole or not there.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Of several processes that train one adapter only the first `writes`.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
+        self._folder, self._writes = folder, writes
 
     def all(self) -> list[Round]:
         """Every round so far, the oldest first. Raises `RoundError` for a file that cannot be read."""
@@ -90,8 +93,9 @@ class RoundFiles:
     def write(self, current: Round, **changes: Any) -> Round:
         """Write a round with changes. Returns it as it is now."""
         changed = msgspec.structs.replace(current, **changes)
-        text = msgspec.json.format(msgspec.json.encode(changed), indent=1)
-        write_durably(self._folder / f"{changed.number:04d}.json", text)
+        if self._writes:
+            text = msgspec.json.format(msgspec.json.encode(changed), indent=1)
+            write_durably(self._folder / f"{changed.number:04d}.json", text)
         return changed
 
 

@@ -9,7 +9,8 @@ from moshi.models import loaders
 from safetensors.torch import load_file
 
 from online_align.export import Manifest, write_adapter
-from online_align.learner import Figures, Pass, reference_of
+from online_align.figures import Figures
+from online_align.learner import Pass, reference_of
 from online_align.policy import Policy
 from online_align.records import PairKind
 from online_align.settings import LearnerSettings

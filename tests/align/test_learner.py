@@ -8,7 +8,8 @@ import msgspec
 import pytest
 import torch
 
-from online_align.learner import Figures, Pass, evaluate, optimiser_groups, reference_of
+from online_align.figures import Figures
+from online_align.learner import Pass, evaluate, optimiser_groups, reference_of
 from online_align.policy import Policy
 from online_align.records import Pair, PairKind
 from online_align.settings import LearnerSettings

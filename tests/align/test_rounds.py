@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from online_align import learn_command
 from online_align.__main__ import main
-from online_align.learner import Figures
+from online_align.figures import Figures
 from online_align.learner_lock import LearnerLockedError, only_learner
 from online_align.pair_store import PairStore
 from online_align.progress import LearnerMetrics, Progress

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 import torch
 
+from online_align.figures import Figures
 from online_align.good_spans import is_good_span, open_spans
-from online_align.learner import Figures, Pass, reference_of, scored_of
+from online_align.learner import Pass, reference_of, scored_of
 from online_align.losses import kto
 from online_align.pair_store import PairStore
 from online_align.policy import Policy
