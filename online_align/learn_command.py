@@ -1,7 +1,8 @@
 """`duologue-align run` and `once`: the learner as a process. Reads flags, takes its place behind everybody else, runs.
 
 `once` makes one round of what waits and ends; `run` makes rounds until it is told to stop: when so many pairs wait, or
-when so much time has passed and any do. Under `torchrun` several processes train one adapter.
+when so much time has passed and any do. Under `torchrun` several processes train one adapter. This file owns flags,
+exit codes and the place on the processor; `learning` owns what a learner does.
 """
 
 import argparse
@@ -10,7 +11,6 @@ import logging
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -18,12 +18,11 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from online_align import judging
-from online_align.judge import JudgeError
+from online_align.learning import Learner, opened
 from online_align.on_journal import at_least_one, check_exists, device, port
-from online_align.room import StorageError, storing
+from online_align.room import StorageError
 from online_align.stopping import Stop, Stopped
 from server.errors import DuologueError
-from server.journal.database import exists
 
 __all__ = ["once", "parser", "run"]
 
@@ -63,7 +62,7 @@ def once(arguments: Sequence[str]) -> int:
     return _started("once", arguments, _one)
 
 
-def _started(name: str, arguments: Sequence[str], work: Callable[["_Learner", argparse.Namespace], int]) -> int:
+def _started(name: str, arguments: Sequence[str], work: Callable[[Learner, argparse.Namespace], int]) -> int:
     asked = parser(name).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -73,7 +72,7 @@ def _started(name: str, arguments: Sequence[str], work: Callable[["_Learner", ar
             if name == "once":  # `run` waits for a journal
                 check_exists(asked)
             _step_back(asked.threads, asked.priority)
-            with _opened(asked, stop) as learner:
+            with opened(asked, _settings(asked), stop) as learner:
                 return _until_stopped(name, work, learner, asked)
     except DuologueError as problem:
         print(f"duologue-align: {problem}", file=sys.stderr)
@@ -83,15 +82,8 @@ def _started(name: str, arguments: Sequence[str], work: Callable[["_Learner", ar
         return _STOPPED[name]
 
 
-def _await_journal(asked: argparse.Namespace) -> None:
-    """A learner makes no journal: the server does, when it keeps the first call."""
-    log.info("waiting for a journal in %s: no call was ever kept there", asked.data_dir)
-    while not exists(asked.data_dir, asked.journal_url):
-        time.sleep(asked.poll_s)
-
-
 def _until_stopped(
-    name: str, work: Callable[["_Learner", argparse.Namespace], int], learner: "_Learner", asked: argparse.Namespace
+    name: str, work: Callable[[Learner, argparse.Namespace], int], learner: Learner, asked: argparse.Namespace
 ) -> int:
     try:
         return work(learner, asked)
@@ -100,7 +92,7 @@ def _until_stopped(
         return _STOPPED[name]
 
 
-def _one(learner: "_Learner", asked: argparse.Namespace) -> int:
+def _one(learner: Learner, asked: argparse.Namespace) -> int:
     made = learner.round(collect=True)
     if not learner.workers.first:
         return 0
@@ -111,7 +103,7 @@ def _one(learner: "_Learner", asked: argparse.Namespace) -> int:
     return 0
 
 
-def _forever(learner: "_Learner", asked: argparse.Namespace) -> NoReturn:
+def _forever(learner: Learner, asked: argparse.Namespace) -> NoReturn:
     last = time.monotonic()
     while True:
         due = time.monotonic() - last >= asked.every if asked.every else False
@@ -125,167 +117,6 @@ def _forever(learner: "_Learner", asked: argparse.Namespace) -> NoReturn:
             log.error("tried again in %g s: %s", _NO_ROOM_S, problem)  # noqa: TRY400 - the sentence says all
             time.sleep(_NO_ROOM_S)
         time.sleep(asked.poll_s)
-
-
-class _Learner:
-    """The rounds of one data folder, and who hears of them."""
-
-    def __init__(
-        self, rounds: Any, progress: Any, workers: Any, collect: Callable[[], int], review: Callable[[], bool]
-    ) -> None:
-        self.workers = workers
-        self._rounds, self._progress, self._collect, self._review = rounds, progress, collect, review
-
-    def is_due(self, pairs_per_round: int, *, by_clock: bool) -> bool:
-        """Whether a round shall be made now: one was left, enough pairs wait, or it is time and some do.
-
-        None is made while people are being asked about the last one: what it learned would be lost on the next.
-        """
-        with storing():
-            asking = False
-            if self.workers.first:
-                try:
-                    self._collect()
-                except JudgeError as problem:
-                    log.warning("no new pairs while the judge cannot judge: %s", problem)
-                asking = self._review()
-            waiting = len(self._rounds.waiting())
-            self._progress.waits(waiting)
-        enough = waiting >= pairs_per_round or (by_clock and waiting > 0)
-        return bool(self.workers.tell(self._rounds.unfinished() is not None or (enough and not asking)))
-
-    def left(self) -> str:
-        """What is left to do, for the end of a sentence."""
-        left = self._rounds.unfinished()
-        return f" in round {left.number}, which is {left.stage}; the next learner goes on with it" if left else ""
-
-    def round(self, *, collect: bool = False) -> Any:
-        """Make one round of what waits, and first collect when asked to."""
-        with storing():
-            if collect and self.workers.first:
-                self._collect()
-            return self._rounds.once()
-
-
-@contextlib.contextmanager
-def _opened(asked: argparse.Namespace, stop: Stop) -> Any:
-    # torch takes seconds to import: not before the flags have been read.
-    from online_align.learner_lock import only_learner  # noqa: PLC0415
-    from online_align.progress import LearnerMetrics, Progress  # noqa: PLC0415
-    from online_align.rounds import Rounds  # noqa: PLC0415
-    from online_align.workers import Workers  # noqa: PLC0415
-    from server.journal import open_journal  # noqa: PLC0415
-
-    settings = _settings(asked)
-    workers = Workers.join()
-    metrics = LearnerMetrics()
-    if waits := not exists(asked.data_dir, asked.journal_url):
-        _serve(metrics, asked, workers)  # who watches it sees that it is there
-        _await_journal(asked)
-    journal = open_journal(asked.data_dir, asked.journal_url)
-    try:
-        with only_learner(journal.engine, asked.data_dir) if workers.first else contextlib.nullcontext():
-            if not waits:
-                _serve(metrics, asked, workers)
-            textfile = asked.metrics_textfile or asked.data_dir / "learner" / "metrics.prom"
-            progress = Progress(metrics, textfile=textfile if workers.first else None)
-            rounds = Rounds(
-                asked.data_dir, journal, settings, checkpoint=asked.checkpoint, device=asked.device,
-                hand_over=_hand_over(asked, journal, progress), told=progress, workers=workers, stop=stop,
-                most_pairs=asked.most_pairs, save_every=asked.save_every,
-            )  # fmt: skip
-            yield _Learner(rounds, progress, workers, _collector(asked, journal), _review(asked, journal))
-    finally:
-        journal.engine.dispose()
-        workers.leave()
-
-
-def _serve(metrics: Any, asked: argparse.Namespace, workers: Any) -> None:
-    if asked.metrics_port is not None and workers.first:
-        log.info("metrics on port %d", metrics.serve(asked.metrics_port, host=asked.metrics_host))
-
-
-def _collector(asked: argparse.Namespace, journal: Any) -> Callable[[], int]:
-    """What makes new pairs of new calls; it gives how many."""
-    if asked.no_collect:
-        return lambda: 0
-    import torch  # noqa: PLC0415
-
-    from online_align.pairs import PairBuilder  # noqa: PLC0415
-    from server.engine.checkpoint import load_checkpoint  # noqa: PLC0415
-
-    checkpoint = load_checkpoint(asked.checkpoint, device=torch.device("cpu"), dtype=torch.float32)
-    builder = PairBuilder(
-        journal,
-        checkpoint,
-        data_dir=asked.data_dir,
-        judge=judging.judge_of(asked),
-        recogniser=judging.recogniser_of(asked.recogniser),
-    )
-
-    def collect() -> int:
-        tally = builder.build()
-        made = tally.made.total()
-        if made:
-            log.info("%d new pairs: %s", made, _counted(tally.made))
-        if tally.refused:
-            log.info("no pair of %d complaints: %s", tally.refused.total(), _counted(tally.refused))
-        return made
-
-    return collect
-
-
-def _counted(counts: Counter[str]) -> str:
-    """Most first."""
-    return ", ".join(f"{what} ({count})" for what, count in counts.most_common())
-
-
-def _hand_over(asked: argparse.Namespace, journal: Any, progress: Any) -> Callable[[Any], str]:
-    """What judges and releases a staged adapter; it says what became of it."""
-    if asked.no_release:
-        return lambda row: f"{row.id} is staged"
-    from online_align.release import GateJudge, submit  # noqa: PLC0415
-
-    judge = GateJudge(asked.checkpoint)
-
-    def hand_over(row: Any) -> str:
-        verdict = submit(journal, row.id, _release(asked), judge=judge)
-        progress.judged(passed=verdict.passed)
-        log.info("%s %s the gate: %s", row.id, "passed" if verdict.passed else "did not pass", verdict.reason)
-        return verdict.reason
-
-    return hand_over
-
-
-def _review(asked: argparse.Namespace, journal: Any) -> Callable[[], bool]:
-    """What looks at the canary, at what is live, and at what waits for its turn; it says whether there is a canary."""
-    if asked.no_release:
-        return lambda: False
-    from online_align.observations import count_call, remembered  # noqa: PLC0415
-    from online_align.release import go_on, review  # noqa: PLC0415
-    from online_align.watch import watch  # noqa: PLC0415
-
-    count = remembered(count_call)
-
-    def look() -> bool:
-        row = review(journal, _release(asked), count=count)
-        if row is not None and row.state != "canary":
-            log.info(
-                "%s, which was canary, is %s: `duologue-align adapters show %s` says why", row.id, row.state, row.id
-            )
-        looked = watch(journal, _release(asked), count=count)
-        if looked is not None and looked.rolled_back:
-            log.warning("%s is taken back: `duologue-align adapters show %s` says why", looked.live, looked.live)
-        return go_on(journal, _release(asked)) is not None
-
-    return look
-
-
-def _release(asked: argparse.Namespace) -> Any:
-    from online_align.release import ReleaseSettings  # noqa: PLC0415
-    from server.engine import model_name  # noqa: PLC0415
-
-    return ReleaseSettings(data_dir=asked.data_dir, checkpoint=model_name(asked.checkpoint), evidence=asked.evidence)
 
 
 def _settings(asked: argparse.Namespace) -> Any:

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import insert
 
 from online_align.canary import CanarySettings, Decision
-from online_align.learn_command import _Learner, _review, parser
+from online_align.learn_command import parser
+from online_align.learning import Learner, review_of
 from online_align.pair_store import PairStore
 from online_align.progress import LearnerMetrics, Progress
 from online_align.release import ReleaseSettings, go_on, review, submit
@@ -72,7 +73,7 @@ def test_a_canary_of_the_old_base_ends_with_a_verdict_and_rounds_go_on(sqlite_jo
         tmp_path, journal, FAST, checkpoint=str(tiny), told=told,
         hand_over=lambda row: submit(journal, row.id, ON_NEW, judge=says(GOOD)).reason,
     )  # fmt: skip
-    learner = _Learner(rounds, told, Workers(), lambda: 0, _review(asked, journal))
+    learner = Learner(rounds, told, Workers(), lambda: 0, review_of(asked, journal))
     assert not learner.is_due(4, by_clock=False), "as long as nobody has called since"
     called(journal, NEW, "", {"first": 0}, at=at - 60)
     assert learner.is_due(4, by_clock=False), "nobody can be asked about it any more"

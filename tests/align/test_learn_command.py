@@ -19,7 +19,8 @@ from safetensors import safe_open
 
 from client.local_server import free_port, is_ready
 from online_align.judge import JudgeError
-from online_align.learn_command import _Learner, once, parser
+from online_align.learn_command import once, parser
+from online_align.learning import Learner
 from online_align.pair_store import PairStore
 from online_align.round_plan import Round, RoundFiles, Stage
 from online_align.workers import Workers
@@ -267,7 +268,7 @@ def test_no_round_begins_while_people_are_asked_about_the_last(asking: bool, unf
         return asking
 
     rounds = Waits(unfinished=unfinished)
-    learner = _Learner(rounds, rounds, Workers(), collect, review)
+    learner = Learner(rounds, rounds, Workers(), collect, review)
     assert learner.is_due(5, by_clock=False) is due
     assert learner.is_due(6, by_clock=False) is (due and unfinished)
     assert learner.is_due(6, by_clock=True) is due
@@ -286,6 +287,6 @@ def test_a_judge_that_cannot_judge_stops_neither_rounds_nor_the_watch(caplog: py
         return False
 
     rounds = Waits()
-    assert _Learner(rounds, rounds, Workers(), collect, review).is_due(5, by_clock=False)
+    assert Learner(rounds, rounds, Workers(), collect, review).is_due(5, by_clock=False)
     assert looked
     assert "got no answer" in caplog.text
