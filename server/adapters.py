@@ -22,19 +22,14 @@ from sqlalchemy import RowMapping, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.adapter_plan import Plan, Version
-from server.adapter_shelf import Refusal, Shelf
-from server.engine import Engine, model_name
+from server.adapter_refusals import note_refusal, retired, take_back
+from server.adapter_shelf import Shelf
+from server.engine import Engine
 from server.errors import DuologueError
 from server.journal import schema
-from server.journal.adapter_records import BY_SERVER, SPEAKING, refused
+from server.journal.adapter_records import SPEAKING, refused
 from server.journal.database import connect, exists
-from server.journal.registry import (
-    AdapterRegistry,
-    AdapterRow,
-    AdapterState,
-    VerdictRow,
-    VerdictStage,
-)
+from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState, VerdictRow
 from server.metrics import Metrics, SwapResult
 
 __all__ = ["Adapters", "Applied", "Prepared"]
@@ -244,9 +239,12 @@ class Adapters:
         if registry is None or not shelf.engine.adapter_places:
             return before
         for refusal in shelf.settle():
-            self._refuse(registry, shelf.engine, refusal)
+            self._metrics.count_swap(SwapResult.REFUSED)
+            note_refusal(registry, shelf.engine, refusal)
         rows, known = self._look(self._elders | frozenset(shelf.ready))
-        while (lost := rows.get(AdapterState.LIVE)) and self._take_back(registry, shelf, lost):
+        serves = self._shelf is None or self._shelf is shelf
+        while serves and (lost := rows.get(AdapterState.LIVE)) and take_back(registry, shelf, lost):
+            self._metrics.rollbacks.inc()
             rows, known = self._look(self._elders | frozenset(shelf.ready))
         for each in rows.values():
             shelf.want(each)
@@ -274,33 +272,12 @@ class Adapters:
         rows: dict[AdapterState, AdapterRow] = {row.state: row for row in found if row.state in _HEARD}
         return rows, {row.id: row.state for row in found if row.id in ids}
 
-    def _take_back(self, registry: AdapterRegistry, shelf: Shelf, row: AdapterRow) -> bool:
-        """Take what is live back when its files are refused and one that was live before can be used.
-
-        Where none can, the base model speaks, and the table stays as it is: a folder that is not there may come back.
-        Raises `RegistryError` when somebody else was faster; the next look sees what they did.
-        """
-        serves = self._shelf is None or self._shelf is shelf
-        if not serves or not shelf.problem(row) or model_name(row.checkpoint) != model_name(shelf.engine.checkpoint):
-            return False
-        good = next((each for each in _retired(registry, shelf.engine) if not shelf.problem(each)), None)
-        if good is None:
-            return False
-        shelf.want(good)
-        if shelf.get(good) is None:
-            return False
-        reason = _reason(shelf.problem(row))
-        registry.roll_back(row.id, reason=reason, figures=BY_SERVER, expected=AdapterState.LIVE)
-        self._metrics.rollbacks.inc()
-        log.error("adapter %s is taken back, for it was live and cannot be read: %s", row.id, shelf.problem(row))
-        return True
-
     def _want_predecessor(self, shelf: Shelf) -> None:
         """Have at hand what a rollback would bring back."""
         registry = self._registry()
         if registry is None or not shelf.engine.adapter_places:
             return
-        if before := next(iter(_retired(registry, shelf.engine)), None):
+        if before := next(iter(retired(registry, shelf.engine)), None):
             shelf.want(before)
             self._previous = before.id
 
@@ -312,24 +289,6 @@ class Adapters:
         if not plan.crowded and self._previous in plan.allowed:
             kept.add(self._previous)
         return frozenset(version.number for version in shelf.ready.values() if version.id not in kept)
-
-    def _refuse(self, registry: AdapterRegistry, engine: Engine, refusal: Refusal) -> None:
-        row, reason = refusal.row, _reason(refusal.reason)
-        log.error("adapter %s, which is %s, does not speak: %s", row.id, row.state, refusal.reason)
-        self._metrics.count_swap(SwapResult.REFUSED)
-        if model_name(row.checkpoint) != model_name(engine.checkpoint):
-            return  # made for another base model: nothing is wrong with it
-        said = registry.verdicts(row.id)
-        if not said or said[-1].reason != reason:
-            registry.add_verdict(
-                VerdictRow(
-                    adapter_id=row.id,
-                    stage=VerdictStage.CANARY,
-                    passed=False,
-                    reason=reason,
-                    figures=BY_SERVER,
-                )
-            )
 
     def _note(self, shelf: Shelf, before: Plan, after: Applied) -> None:
         plan, metrics = self.plan, self._metrics
@@ -347,17 +306,6 @@ class Adapters:
     def _show(self, shelf: Shelf) -> None:
         self._metrics.show_adapters(self.plan.speaking(), base=shelf.engine.base_sha256[:12])
         self._metrics.swap_staged.set(shelf.staged_bytes)
-
-
-def _retired(registry: AdapterRegistry, engine: Engine) -> list[AdapterRow]:
-    """What a rollback could bring back to this engine's calls, the newest first."""
-    base = model_name(engine.checkpoint)
-    rows = [row for row in registry.list() if row.state is AdapterState.RETIRED and not row.withdrawn]
-    return sorted((row for row in rows if model_name(row.checkpoint) == base), key=lambda row: -row.changed_at)
-
-
-def _reason(problem: str) -> str:
-    return f"a server refuses its files: {problem}"
 
 
 def _id(version: Version | None) -> str:

@@ -75,8 +75,8 @@ def test_few_rooms_know_the_engine() -> None:
         if within(name, {"server.engine"})
     }
     assert knowing == {
-        "__main__.py", "adapter_rows.py", "adapter_shelf.py", "adapters.py", "app.py", "base_swap.py", "capacity.py",
-        "generations.py", "parameters.py", "scheduler.py", "session.py", "tick.py",
+        "__main__.py", "adapter_refusals.py", "adapter_rows.py", "adapter_shelf.py", "adapters.py", "app.py",
+        "base_swap.py", "capacity.py", "generations.py", "parameters.py", "scheduler.py", "session.py", "tick.py",
     }  # fmt: skip
 
 
