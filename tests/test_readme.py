@@ -92,7 +92,8 @@ def test_every_command_has_its_test() -> None:
 
 
 def test_ci_runs_the_rest() -> None:
-    assert set((ROOT / ".ci" / "run").read_text().splitlines()) >= BY_CI
+    done = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert {line.partition(" || ")[0] for line in done} >= BY_CI
 
 
 @pytest.mark.mini
