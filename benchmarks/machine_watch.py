@@ -2,8 +2,9 @@
 
 Started as `python -m benchmarks.machine_watch FILE PID`. On every core a thread above all others sleeps a millisecond
 at a time and notes when it is woken late: then the core, and not our own work on it, was held up by its host or by its
-kernel. Beside that it samples who computes: the process PID and its children, or others. Written when it is told to
-end (SIGTERM). Linux only.
+kernel. Now and then it does the same small piece of work and notes what that took: a core that computes, but slower, is
+shared with somebody whom the machine cannot see. Beside that it samples who computes: the process PID and its children,
+or others. Written when it is told to end (SIGTERM). Linux only.
 """
 
 import contextlib
@@ -16,12 +17,16 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 
-__all__ = ["Hiccup", "Others", "Sample", "Watched", "main", "others_between"]
+__all__ = ["Hiccup", "Others", "Piece", "Sample", "Watched", "main", "others_between"]
 
 _NAP_S: Final = 0.001
 _LATE_S: Final = 0.003
 """Above what a timer of a busy kernel is off."""
+_NAPS_A_PIECE: Final = 40
+_PIECE_FLOATS: Final = 2**18
+"""A megabyte is read: more than a core's own cache has room for beside a step."""
 _SAMPLE_S: Final = 0.1
 _LOOK_S: Final = 1.0
 """Between looks at all processes of the machine."""
@@ -41,6 +46,15 @@ class Hiccup(msgspec.Struct, frozen=True, array_like=True):
 
     at: float
     """When it should have been: monotonic seconds."""
+    seconds: float
+    core: int
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """The same piece of work, done once more."""
+
+    at: float
+    """Monotonic seconds when it was done."""
     seconds: float
     core: int
 
@@ -72,6 +86,7 @@ class Watched(msgspec.Struct, kw_only=True):
     realtime: bool = True
     """The threads that nap stood above all others; if not, our own work makes hiccups, too."""
     hiccups: list[Hiccup] = []
+    pieces: list[Piece] = []
     samples: list[Sample] = []
     others: list[Others] = []
 
@@ -101,11 +116,17 @@ def _nap(core: int, watched: Watched, ended: threading.Event) -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
     except PermissionError:
         watched.realtime = False
+    work, naps = np.ones(_PIECE_FLOATS, np.float32), 0
     while not ended.is_set():
         due = time.monotonic() + _NAP_S
         time.sleep(_NAP_S)
         if (late := time.monotonic() - due) > _LATE_S:
             watched.hiccups.append(Hiccup(due, late, core))
+        naps += 1
+        if naps % _NAPS_A_PIECE == 0:
+            began = time.perf_counter()
+            np.dot(work, work)
+            watched.pieces.append(Piece(time.monotonic(), time.perf_counter() - began, core))
 
 
 def _cores() -> tuple[float, float, float]:

@@ -5,13 +5,14 @@ looked at from a little before its first frame was due until its last one was an
 sees how long the machine stood still meanwhile, and may judge.
 """
 
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
 import numpy as np
 
-from benchmarks.machine_watch import Watched
+from benchmarks.machine_watch import Piece, Watched
 from benchmarks.swap_server import LateNote, Recording
 
 __all__ = ["QUIET_CORES", "Burst", "During", "Window", "find_bursts", "others_in", "step_cost_ratio"]
@@ -23,6 +24,8 @@ _APART_S: Final = 0.5
 _BEFORE_S: Final = 0.02
 """Of a burst: what made its first frame wait began about when that was due."""
 _SAMPLE_S: Final = 0.1
+_PIECE_S: Final = 0.05
+"""Between two pieces of work, at most."""
 
 
 During = Literal["with swaps", "without swaps", "outside"]
@@ -72,6 +75,8 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
     collector_ms: float
     hiccup_ms: float
     """A core stood still: nothing of ours was run, at whatever priority."""
+    slowed: float = 1.0
+    """So many times its median of the whole run did the same piece of work take, above everything of ours."""
     stolen_ms: float
     """Processor time that the host took, in all."""
     others_cores: float
@@ -92,7 +97,8 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.frames} late {self.during}, {swap}, {self.worst_ms:.0f} ms at worst: waited {self.waited_ms:.0f}, "
             f"step {self.step_ms:.0f} (computed {self.computed_ms:.0f}; {self.rows} rows, {self.versions} versions), "
             f"handed over {self.handed_over_ms:.0f}, sent {self.sent_ms:.0f}; collector {self.collector_ms:.0f}; "
-            f"the machine stood still {self.hiccup_ms:.0f} ms, its host took {self.stolen_ms:.0f} ms, "
+            f"the machine stood still {self.hiccup_ms:.0f} ms, was {self.slowed:.1f} times slower, "
+            f"its host took {self.stolen_ms:.0f} ms, "
             f"others had {self.others_cores:.2f} cores"
         )
 
@@ -160,11 +166,18 @@ def _describe(
         hiccup_ms=_longest(
             each.seconds for each in watched.hiccups if began <= each.at + each.seconds and each.at <= ended
         ),
+        slowed=_slowed(watched.pieces, began, ended),
         stolen_ms=1000 * sum(each.stolen_s for each in watched.samples if began <= each.at <= ended + _SAMPLE_S),
         others_cores=0.0 if others is None else others.seconds,
         busiest_other="" if others is None else others.busiest,
         swap_ago_s=min((ended - swap for swap in swaps if swap <= ended), default=None),
     )
+
+
+def _slowed(pieces: Sequence[Piece], began: float, ended: float) -> float:
+    """The slowest piece meanwhile, by the median of all on that core; 1 where none was done."""
+    usual = {core: statistics.median(p.seconds for p in pieces if p.core == core) for core in {p.core for p in pieces}}
+    return max((p.seconds / usual[p.core] for p in pieces if began <= p.at <= ended + _PIECE_S), default=1.0)
 
 
 def _longest(seconds: Iterable[float]) -> float:

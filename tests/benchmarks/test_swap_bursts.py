@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from benchmarks.adapter_cost import Pairs
-from benchmarks.machine_watch import Hiccup, Others, Sample, Watched, others_between
+from benchmarks.machine_watch import Hiccup, Others, Piece, Sample, Watched, others_between
 from benchmarks.swap_bursts import Window, find_bursts, others_in, step_cost_ratio
 from benchmarks.swap_server import LateNote, Recording, StepNote
 from benchmarks.swap_tally import Tally, rows_of
@@ -29,6 +29,7 @@ def test_a_burst_is_described_by_what_stood_beside_it() -> None:
     )
     watched = Watched(
         hiccups=[Hiccup(104.02, 0.05, 0), Hiccup(95.0, 0.9, 1)],
+        pieces=[Piece(104.03, 0.0006, 0), *(Piece(90.0 + i, 0.0002, 0) for i in range(9)), Piece(104.04, 0.0003, 1)],
         samples=[Sample(104.1, 0.2, 0.03, 0.0), Sample(96.0, 0.2, 0.1, 0.0)],
         others=[Others(104.5, 0.01, 1.5, "kernel 7"), Others(96.0, 0.9, 1.0, "python 8")],
     )
@@ -37,6 +38,8 @@ def test_a_burst_is_described_by_what_stood_beside_it() -> None:
     assert first.worst_ms == pytest.approx(100)
     assert first.collector_ms == pytest.approx(7)
     assert first.hiccup_ms == pytest.approx(50)
+    assert first.slowed == pytest.approx(3), "the first core three times; the second is always that slow"
+    assert second.slowed == 1
     assert first.stolen_ms == pytest.approx(30)
     assert (first.others_cores, first.busiest_other) == (0.01, "kernel 7")
     assert first.swap_ago_s == pytest.approx(104.15 - 103.9)
