@@ -39,7 +39,7 @@ _AT_ONCE: Final = 16
 _SPEED: Final = 2.0
 _LATE_S: Final = 0.08
 _ROUND_S: Final = 300.0
-_TRAINING: Final = ("--batch", "1", "--learning-rate", "2e-3")
+_TRAINING: Final = ("--batch", "1", "--learning-rate", "1.3e-3")
 """Some dozens of pairs are little to learn from: many small steps make the most of them."""
 _MOVED_S: Final = 20.0
 _SETTLE_S: Final = 2.0
