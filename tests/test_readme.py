@@ -92,8 +92,7 @@ def test_every_command_has_its_test() -> None:
 
 
 def test_ci_runs_the_rest() -> None:
-    done = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert {line.partition(" || ")[0] for line in done} >= BY_CI
+    assert set((ROOT / ".ci" / "run").read_text().splitlines()) >= BY_CI
 
 
 @pytest.mark.mini
