@@ -203,6 +203,7 @@ def _swaps(given: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         swaps = given.swaps // windows + (window < given.swaps % windows)
         writing = threading.Thread(target=_write, args=(bank, parts, swaps))
         writing.start()
+        busy += _stepped(step, given, device, ticks=1)  # even when all was written before the first look
         while writing.is_alive():
             busy += _stepped(step, given, device, ticks=1)
         writing.join()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,20 @@ def test_swaps_under_load(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     rows = measured("swaps", folder, capsys)
     assert rows["swaps"]["value"] == 1
     assert {"late_frames_caused", "tick_p99_ms_while_swapping", "flip_ms_max"} <= set(rows)
+
+
+def test_swaps_that_end_before_the_first_look(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter may let the writing thread finish before it starts a tick beside it."""
+
+    class AtOnce(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            self.join()
+
+    monkeypatch.setattr(threading, "Thread", AtOnce)
+    assert "1 ticks with" in measured("swaps", folder, capsys)["late_frames_caused"]["remark"]
 
 
 def report(path: Path) -> GpuReport:
