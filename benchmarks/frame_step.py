@@ -24,6 +24,7 @@ from benchmarks.opus_step import opus_rows
 from benchmarks.report import Row, compare, note, parser, publish
 from benchmarks.roofline import Machine, limit_ms, measure_machine
 from benchmarks.servers import checkpoint_folder
+from benchmarks.short_rings import short_ring_rows
 from benchmarks.stock_model import Size, StockModel
 from server.engine import Engine, SamplingParams
 
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--frames", type=int, default=10, metavar="N", help="in a trial (%(default)s)")
     options.add_argument("--adapter-rows", type=int, nargs="*", default=[1, 32], metavar="N", help="with an adapter")
     options.add_argument("--adapter-steps", type=int, default=500, metavar="N", help="with and without (%(default)s)")
+    options.add_argument("--short-ring-rows", type=int, nargs="*", default=[32], metavar="N", help="keys in bfloat16")
     options.add_argument("--opus-rows", type=int, nargs="*", default=[50], metavar="N", help="replies to make Opus of")
     options.add_argument("--opus-steps", type=int, default=40, metavar="N", help="each side, in turns (%(default)s)")
     options.add_argument("--threads", type=int, default=1, metavar="N", help="of both sides (%(default)s)")
@@ -82,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows += _measured(duel, given.trials, given.frames, "_full_context", _GOAL_OLD, size, machine)
         rows.append(duel.agreement())
     rows += adapter_rows(given.checkpoint, given.adapter_rows, given.adapter_steps)
+    rows += short_ring_rows(given.checkpoint, given.short_ring_rows, given.trials)
     for width in given.opus_rows:
         rows += opus_rows(given.checkpoint, width, given.opus_steps)
         rows += lock_rows(given.checkpoint, width, given.opus_steps)

@@ -85,7 +85,8 @@ class Regenerator:
         """Take in a call, from its first frame on, whose branches may part anywhere up to its end.
 
         `sampling` and `seed` are the call's: with them, a branch of the same seed that is left alone says what was
-        said. Raises `RegenerationError` for columns of another model.
+        said, where the call's keys and values were kept in float32. Raises `RegenerationError` for columns of another
+        model.
         """
         if past_TK.ndim != 2 or past_TK.shape[1] != self._step.machine.shape.codebooks:
             raise RegenerationError(

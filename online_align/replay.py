@@ -1,7 +1,8 @@
 """A recorded call again: the caller says the same, and the model speaks anew, with any adapter.
 
 The caller's tokens are fixed: they come from the journal instead of the codec. With the same weights, adapter, seed
-and parameters the model's tokens are the same to the last one. Runs on the compiled step of a CPU, and knows no SQL.
+and parameters, and keys and values kept in the same type, the model's tokens are the same to the last one. Runs on the
+compiled step of a CPU, and knows no SQL.
 
 Legend: T frames, K tokens of a column, U user codebooks.
 """
@@ -68,7 +69,8 @@ def replay(
     """
     _check(checkpoint, about, columns)
     folders = sorted({each for each in (adapter, *(other.adapter for other in takeovers)) if each is not None})
-    step = NativeStep(checkpoint, 1, max_adapters=len(folders), hear=hear_numbers)
+    bf16 = about.cache_dtype == "bf16"
+    step = NativeStep(checkpoint, 1, max_adapters=len(folders), hear=hear_numbers, bf16_rings=bf16)
     numbers: dict[Path | None, int] = {None: 0}
     numbers |= {each: use_adapter(step, checkpoint, each, place) for place, each in enumerate(folders, 1)}
     step.open(0, msgspec.json.decode(about.sampling, type=SamplingParams), numbers[adapter], about.seed)

@@ -152,7 +152,7 @@ EXPECTED: Final = {
     "checkpoint": "mini, a folder, or hf:owner/name",
     "slots": "a number of callers served at once, or auto",
     "device": "auto, cpu or cuda",
-    "cache_dtype": "auto, bf16, fp16, fp32 or int8: what a GPU keeps keys and values in",
+    "cache_dtype": "what keys and values are kept in: auto, bf16 or fp32, on a GPU fp16 or int8, too",
     "host": "an address to listen on",
     "port": "a port from 0 to 65535, where 0 lets the system choose",
     "data_dir": "a folder for durable files",

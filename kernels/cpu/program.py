@@ -171,10 +171,11 @@ class RowMemory:
         self.states.append(slice(offset, offset + floats))
         return offset
 
-    def ring(self, heads: int, width: int, capacity: int) -> int:
-        """Room for the keys and values of one attention."""
+    def ring(self, heads: int, width: int, capacity: int, *, bf16: bool = False) -> int:
+        """Room for the keys and values of one attention, in float32 or in half of that."""
         blocks = -(-capacity // LANES)
-        return self.scratch(heads * width * (blocks * LANES + capacity))
+        numbers = heads * width * (blocks * LANES + capacity)
+        return self.scratch(-(-numbers // 2) if bf16 else numbers)
 
 
 class Site(NamedTuple):
@@ -286,17 +287,18 @@ class Program:
         at: Counter | int,
         table: int = -1,
         times: int = 1,
+        bf16: bool = False,
     ) -> None:
         """Attention of `qkv` `[T, 3, H, D]` over the ring and itself, into `y` `[T, H, D]`.
 
-        `at` counts the row's positions, or is the one position of a plain number.
+        `at` counts the row's positions, or is the one position of a plain number. `bf16` says what the ring keeps.
         """
         if capacity > LARGEST_CONTEXT:
             raise UnsupportedModelError(f"a context of {capacity}, more than {LARGEST_CONTEXT}")
         counted = isinstance(at, Counter)
         self._op(
             Code.ATTEND, x=qkv, y=y, ring=ring, table=table, width_in=width, width_out=heads, times=times,
-            capacity=capacity, index=at if counted else -1, position=0 if counted else at,
+            capacity=capacity, index=at if counted else -1, position=0 if counted else at, bf16=bf16,
         )  # fmt: skip
 
     def shift(self, x: int, history: int, stride: int) -> None:

@@ -69,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What can be chosen for this suite."""
     parser.add_argument("--adapter", type=Path, help="folder of an adapter to speak with (default: none)")
     parser.add_argument(
+        "--cache-dtype", choices=("auto", "fp32", "bf16"), default="auto", help="what keys and values are kept in"
+    )
+    parser.add_argument(
         "--situations", type=int, default=32, help="how many of each situation and group (default: %(default)s)"
     )
     parser.add_argument("--every", type=int, default=1, help="ask every so many of the questions (default: all)")
@@ -85,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measured_rows(asked: argparse.Namespace) -> list[Row]:
     """Put the model through everything: about a minute for the embedded one on one core."""
-    engine = Engine.load(asked.checkpoint, slots=_SLOTS, device="cpu")
+    engine = Engine.load(asked.checkpoint, slots=_SLOTS, device="cpu", cache_dtype=asked.cache_dtype)
     adapter = with_adapter(engine, asked.adapter)
     questions = [u for u in people() if u.category != "hum"][:: asked.every]
     answers = ask(engine, questions, adapter)

@@ -19,7 +19,6 @@ seven digits (of 16 bits on a GPU, about three).
 
 import secrets
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,31 +30,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.engine.adapters import Widths, file_sha256, read_adapter
+from server.engine.adapter_places import NO_ADAPTER, AdapterInfo, AdapterPlaces
+from server.engine.adapters import Widths, file_sha256
 from server.engine.checkpoint import Checkpoint, load_checkpoint
 from server.engine.frames import StageSeconds
 from server.engine.params import SamplingParams
 from server.engine.work import CacheDtype, Work, choose, device_of
-from server.errors import AdapterError, AdapterRoomError, EngineError, FrameError, SlotError
+from server.errors import AdapterError, EngineError, FrameError, SlotError
 
 __all__ = ["AdapterInfo", "CacheDtype", "Engine", "FrameOutput", "Work"]
 
 _SEED_BITS = 63
 _WARM_UP_FRAMES = 4
-_NO_ADAPTER = 0
 _MAX_ADAPTERS = 4
 _MOST_ADAPTERS = 64
 _MOST_SLOTS = 4096
-
-
-class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter that is ready."""
-
-    name: str
-    """Its folder's."""
-    sha256: str
-    rank: int
-    scaling: float
 
 
 class FrameOutput(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -101,13 +90,11 @@ class Engine:
         self._slots = slots
         self._device = device
         self._open = [False] * slots
-        self._adapter_of = [_NO_ADAPTER] * slots
-        self._adapters: dict[int, AdapterInfo] = {}
-        self._reserved: set[int] = set()
-        self._adapters_lock = threading.Lock()
+        self._adapter_of = [NO_ADAPTER] * slots
         self._base_sha256 = ""
         self._chosen = choose(checkpoint, slots, device, work=work, cache_dtype=cache_dtype, max_adapters=max_adapters)
         self._work = self._chosen.step
+        self._places = AdapterPlaces(self._work.adapters)
 
     @classmethod
     def load(
@@ -128,8 +115,9 @@ class Engine:
         "kernels" (Triton's, which a short check at the start compares with upstream's modules), "upstream" (the `moshi`
         package's modules), or "auto": native on a CPU and kernels on a GPU where that is possible, otherwise upstream;
         `fallback` then says why. As many threads work as `torch.get_num_threads()` says now. `max_adapters` may be
-        ready at once. `cache_dtype` is what the language model's keys and values are kept in: "auto" is its own type,
-        and only kernels know others ("int8" holds nearly twice as many calls). Raises `CheckpointError`, and
+        ready at once. `cache_dtype` is what the language model's keys and values are kept in: "auto" is its own type.
+        Native work knows "bf16", too, which is faster and says other tokens now and then; kernels know all (with "int8"
+        nearly twice as many calls fit). Raises `CheckpointError`, and
         `EngineError` for a bad `slots`, `device`, `work`, `max_adapters` or `cache_dtype`; as `SlotRoomError`, for more
         slots than a GPU's memory holds.
         """
@@ -255,7 +243,7 @@ class Engine:
         Raises `SlotError`, `AdapterError`, or `EngineError` for a bad seed.
         """
         self._check_slot(slot, must_be_open=False)
-        number = self._checked_adapter(adapter)
+        number = self._places.checked(adapter)
         seed = secrets.randbits(_SEED_BITS) if seed is None else _checked_seed(seed)
         self._work.open(slot, params or self.recommended_sampling, number, seed)
         self._open[slot] = True
@@ -267,7 +255,7 @@ class Engine:
         self._check_slot(slot, must_be_open=True)
         self._work.close(slot)
         self._open[slot] = False
-        self._adapter_of[slot] = _NO_ADAPTER
+        self._adapter_of[slot] = NO_ADAPTER
 
     def load_adapter(
         self, folder: str | Path, *, sha256: str | None = None, pause: Callable[[], None] = lambda: None
@@ -279,52 +267,17 @@ class Engine:
         Raises `AdapterError` when the folder is not a whole, finite adapter of this very model, and
         `AdapterRoomError` when there is no room for one more.
         """
-        memory = self._work.adapters
-        if memory is None or not memory.count:
-            raise AdapterError(
-                str(folder), expected="none: this engine keeps no adapters", remedy="use the compiled step on a CPU"
-            )
-        number = self._reserved_place(str(folder), memory.count)
-        try:
-            file = read_adapter(
-                Path(folder),
-                self.adapter_layers,
-                base_sha256=self.base_sha256,
-                max_rank=memory.rank,
-                sha256=sha256,
-                pause=pause,
-            )
-            memory.write(number, file.parts, file.scaling, pause=pause)
-            info = AdapterInfo(name=file.folder.name, sha256=file.sha256, rank=file.rank, scaling=file.scaling)
-            with self._adapters_lock:
-                self._adapters[number] = info
-        finally:
-            with self._adapters_lock:
-                self._reserved.discard(number)
-        return number
-
-    def _reserved_place(self, folder: str, count: int) -> int:
-        """Take a place that nobody else may write to. Raises `AdapterRoomError`."""
-        with self._adapters_lock:
-            taken = self._reserved | set(self._adapters)
-            free = [number for number in range(1, 1 + count) if number not in taken]
-            if not free:
-                raise AdapterRoomError(folder, expected=f"at most {count} at once", remedy="drop one that nobody uses")
-            self._reserved.add(free[0])
-            return free[0]
+        return self._places.load(Path(folder), base_sha256=lambda: self.base_sha256, sha256=sha256, pause=pause)
 
     def drop_adapter(self, adapter: int) -> None:
         """Forget an adapter that no open slot uses. Raises `AdapterError`."""
-        number = self._checked_adapter(adapter)
+        number = self._places.checked(adapter)
         if number in self._adapter_of:
             users = [slot for slot, used in enumerate(self._adapter_of) if used == number]
             raise AdapterError(
                 adapter, expected=f"one that no slot uses, and {users} do", remedy="move them to another first"
             )
-        if self._work.adapters is not None:
-            self._work.adapters.clear(number)
-        with self._adapters_lock:
-            del self._adapters[number]
+        self._places.drop(number)
 
     def use_adapter(self, slot: int, adapter: int | None) -> None:
         """From its next frame on, let an open slot speak with another adapter. What it has said stays its past.
@@ -332,26 +285,24 @@ class Engine:
         Raises `SlotError` and `AdapterError`.
         """
         self._check_slot(slot, must_be_open=True)
-        number = self._checked_adapter(adapter)
+        number = self._places.checked(adapter)
         self._work.use_adapter(slot, number)
         self._adapter_of[slot] = number
 
     @property
-    def adapters(self) -> dict[int, "AdapterInfo"]:
+    def adapters(self) -> dict[int, AdapterInfo]:
         """The adapters that are ready, by number."""
-        with self._adapters_lock:
-            return dict(self._adapters)
+        return self._places.ready
 
     @property
     def adapter_places(self) -> int:
         """How many adapters can be ready at once; 0 where the work on a frame knows none."""
-        return self._work.adapters.count if self._work.adapters is not None else 0
+        return self._places.count
 
     @property
     def adapter_layers(self) -> dict[str, Widths]:
         """The linear layers that an adapter has parts for, by name; none where `adapter_places` is 0."""
-        memory = self._work.adapters
-        return {} if memory is None else {name: Widths(*memory.widths(name)) for name in memory.sites}
+        return self._places.layers
 
     @property
     def base_sha256(self) -> str:
@@ -421,14 +372,6 @@ class Engine:
         for slot in range(rows):
             self.close(slot)
         return statistics.median(seconds)
-
-    def _checked_adapter(self, adapter: int | None) -> int:
-        if adapter is None:
-            return _NO_ADAPTER
-        if isinstance(adapter, bool) or adapter not in self._adapters:
-            ready = ", ".join(map(str, sorted(self._adapters))) or "none is loaded"
-            raise AdapterError(adapter, expected=f"None, or one that is ready ({ready})", remedy="load it first")
-        return adapter
 
     def _check_slot(self, slot: int, *, must_be_open: bool) -> None:
         if not _is_whole(slot, 0, self._slots - 1):

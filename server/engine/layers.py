@@ -78,8 +78,10 @@ class StepLayer:
         times: int,
         capacity: int,
         names: Mapping[int, str],
+        bf16: bool = False,
     ) -> None:
         first: Any = layers[0]
+        self._bf16 = bf16
         self._names = names
         self._program, self._times, self._capacity = program, times, capacity
         self._width: int = first.self_attn.embed_dim
@@ -91,7 +93,7 @@ class StepLayer:
         widest = max(_feed_forward_width(layer) for layer in layers)
         self._inner = memory.scratch(times * widest)
         self._gated = memory.scratch(times * widest)
-        self._rings = [memory.ring(self._heads, self._head_width, capacity) for _ in layers]
+        self._rings = [memory.ring(self._heads, self._head_width, capacity, bf16=bf16) for _ in layers]
 
     def add(self, index: int, layer: Any, x: int, *, at: Counter | int, table: int = -1, weights: int = 0) -> None:
         """Layer `index`, in place on `x` `[T, D]`, with its `weights`-th set of weights."""
@@ -105,7 +107,7 @@ class StepLayer:
         self._linear(attention.in_projs[weights], self._normed, self._qkv)
         program.attend(
             self._qkv, self._attended, self._rings[index], heads=self._heads, width=self._head_width,
-            capacity=self._capacity, at=at, table=table, times=times,
+            capacity=self._capacity, at=at, table=table, times=times, bf16=self._bf16,
         )  # fmt: skip
         self._linear(attention.out_projs[weights], self._attended, x, add=True, scale=layer.layer_scale_1)
         norm(program, layer.norm2, x, self._normed, times=times)
@@ -152,16 +154,17 @@ def transformer(
     counter: Counter,
     times: int = 1,
     names: Mapping[int, str] = MappingProxyType({}),
+    bf16: bool = False,
 ) -> None:
     """A whole streaming transformer, in place on `x` `[T, D]`; its positions are counted by `counter`.
 
-    Linear layers whose `id` is in `names` may be changed by adapters.
+    Linear layers whose `id` is in `names` may be changed by adapters. With `bf16` its rings keep bfloat16.
     """
     require(module.positional_embedding in {"rope", "none"}, f"{module.positional_embedding!r} positions")
     first: Any = module.layers[0]
     attention = first.self_attn
     require(attention.context is not None and not attention.weights_per_step, "attention without a context")
-    layers = StepLayer(program, memory, module.layers, times=times, capacity=attention.context, names=names)
+    layers = StepLayer(program, memory, module.layers, times=times, capacity=attention.context, names=names, bf16=bf16)
     table = -1
     if module.rope is not None:
         width = attention.embed_dim // attention.num_heads

@@ -32,12 +32,20 @@ class NativeStep:
     """All rows' state, and the compiled step over it.
 
     `threads` share the rows of a step between them. `hear` adds the program that makes the caller's tokens of a
-    frame; a replay gives another than the codec's. Raises `BuildError` where nothing can be compiled, and
-    `UnsupportedModelError` for a model that the programs cannot express.
+    frame; a replay gives another than the codec's. With `bf16_rings` the language model's keys and values are kept in
+    bfloat16: half the memory to read, and another token now and then. Raises `BuildError` where nothing can be
+    compiled, and `UnsupportedModelError` for a model that the programs cannot express.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, rows: int, *, threads: int = 1, max_adapters: int = 0, hear: Hear = encode_program
+        self,
+        checkpoint: Checkpoint,
+        rows: int,
+        *,
+        threads: int = 1,
+        max_adapters: int = 0,
+        hear: Hear = encode_program,
+        bf16_rings: bool = False,
     ) -> None:
         lm, mimi = checkpoint.lm, checkpoint.mimi
         shape = Shape(
@@ -57,7 +65,7 @@ class NativeStep:
         ear, think, speak, sound = programs = [Program(sites) for _ in range(4)]
         with torch.inference_mode():
             hear(ear, memory, mimi, shape.user_codebooks)
-            hidden = temporal_program(think, memory, lm)
+            hidden = temporal_program(think, memory, lm, bf16=bf16_rings)
             depth_program(speak, memory, lm, hidden)
             decode_program(sound, memory, mimi, lm.dep_q)
         self.adapters = AdapterMemory(sites.all, count=max_adapters, rank=HIGHEST_RANK)

@@ -61,8 +61,11 @@ def choose(
     wishes = _Wishes(checkpoint, slots, device, cache_dtype, max_adapters)
     if work == "kernels" or (work == "auto" and device.type != "cpu"):
         return _on_kernels(wishes, required=work == "kernels")
-    _check_own_type(wishes, "the moshi package's modules" if work == "upstream" else "a CPU's step")
-    return _on_upstream(wishes) if work == "upstream" else _on_a_cpu(wishes, required=work == "native")
+    if work == "upstream":
+        _check_kept(wishes, {wishes.own}, "the moshi package's modules", "leave it out: only our own work keeps others")
+        return _on_upstream(wishes)
+    _check_kept(wishes, {wishes.own, torch.bfloat16}, "a CPU's step", "leave it out: only a GPU's kernels keep others")
+    return _on_a_cpu(wishes, required=work == "native")
 
 
 class _Wishes(NamedTuple):
@@ -90,18 +93,22 @@ def _on_a_cpu(wishes: _Wishes, *, required: bool) -> Chosen:
     name = wishes.checkpoint.name
     try:
         step = NativeStep(
-            wishes.checkpoint, wishes.slots, threads=torch.get_num_threads(), max_adapters=wishes.max_adapters
+            wishes.checkpoint,
+            wishes.slots,
+            threads=torch.get_num_threads(),
+            max_adapters=wishes.max_adapters,
+            bf16_rings=wishes.kept == torch.bfloat16,
         )
     except (BuildError, UnsupportedModelError) as problem:
-        if required:
+        if required or wishes.kept != wishes.own:
             raise EngineError(
                 got=f"no compiled step for {name} ({problem})",
                 expected="a C compiler and a model of Moshi's family",
-                remedy='use work="auto", which then runs the moshi package\'s modules',
+                remedy="leave out work and cache_dtype: then the moshi package's modules are run",
             ) from problem
         log.warning("%s runs on the moshi package's modules, several times slower: %s", name, problem)
         return _on_upstream(wishes, fallback=str(problem))
-    return Chosen(step, "native", _NAMES[wishes.own], "")
+    return Chosen(step, "native", _NAMES[wishes.kept], "")
 
 
 def _on_upstream(wishes: _Wishes, *, fallback: str = "") -> Chosen:
@@ -167,13 +174,13 @@ def _checked_kernels(wishes: _Wishes) -> tuple[FrameStep | None, str]:
     return None, problem
 
 
-def _check_own_type(wishes: _Wishes, who: str) -> None:
-    if wishes.kept != wishes.own:
-        own = _NAMES[wishes.own]
+def _check_kept(wishes: _Wishes, known: set[torch.dtype], who: str, remedy: str) -> None:
+    if wishes.kept not in known:
+        names = " or ".join(sorted({_NAMES[each] for each in known}))
         raise EngineError(
             got=f"cache_dtype = {wishes.cache_dtype!r} on {wishes.device} with {who}",
-            expected=f"auto or {own}: only the kernels of a GPU keep keys and values in another type than the model's",
-            remedy="leave it out, or run on a GPU",
+            expected=f"auto, or {names}",
+            remedy=remedy,
         )
 
 

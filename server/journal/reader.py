@@ -32,6 +32,7 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     train: bool
     checkpoint: str
     base_sha256: str
+    cache_dtype: str
     adapter: str
     version: str
     detector: str

@@ -28,6 +28,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     train: bool = False
     checkpoint: str
     base_sha256: str = ""
+    cache_dtype: str = ""
     adapter: str = ""
     version: str
     detector: str

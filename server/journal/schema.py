@@ -60,6 +60,12 @@ sessions = Table(
         "SHA-256 of its language model's weights; empty for calls kept before this was noted.",
         server_default="",
     ),
+    _column(
+        "cache_dtype",
+        String(8),
+        "What keys and values were kept in, `fp32` or shorter; empty for calls kept before this was noted.",
+        server_default="",
+    ),
     _column("adapter", String(64), "Id of the adapter at the first recorded frame; empty for the base model."),
     _column("version", String(32), "Version of the server."),
     _column("detector", String(64), "Version of the rules that found the signals."),

@@ -9,8 +9,10 @@ import soundfile
 
 from online_align.__main__ import main
 from online_align.replay import ReplayError, load, replay
+from server.engine import SamplingParams
 from server.journal import Journal, open_journal
 from tests.align.kept_calls import record_call
+from tests.engine.stock import sound
 from tests.signals.sounds import clip
 
 
@@ -35,6 +37,23 @@ def test_nothing_changed_and_so_nothing_differs(journal: Journal) -> None:
     assert (again.first_difference, again.differing) == (None, 0)
     user = slice(1 + about.model_codebooks, None)
     assert np.array_equal(again.tokens_TK[:, user], columns.tokens_TK[: len(again.tokens_TK), user])
+
+
+@pytest.mark.mini
+def test_a_call_with_short_keys_and_values_is_replayed_with_such(tmp_path: Path) -> None:
+    """Noise makes the model unsure, so that here or there a token is another for who does not know."""
+    checkpoint, drawn = load("mini"), SamplingParams(text_temperature=1.2, audio_temperature=1.2)
+    differing = 0
+    for seed in (2, 3, 4):
+        noise, name = sound(180, 1280, seed=seed).numpy().reshape(-1), f"short{seed}"
+        record_call(tmp_path, name, [noise], sampling=drawn, cache_dtype="bf16")
+        journal = open_journal(tmp_path)
+        about, columns = journal.reader.session(name), journal.reader.columns(name)
+        journal.engine.dispose()
+        assert about.cache_dtype == "bf16"
+        assert replay(checkpoint, about, columns).differing == 0
+        differing += replay(checkpoint, msgspec.structs.replace(about, cache_dtype=""), columns).differing
+    assert differing > 0
 
 
 @pytest.mark.mini

@@ -8,6 +8,8 @@ import torch
 
 from kernels.cpu import FrameMachine, RowMemory
 from server.engine import Engine, SamplingParams
+from server.engine.checkpoint import load_checkpoint
+from server.engine.engine import CacheDtype
 from server.engine.native import NativeStep
 from server.errors import EngineError
 from tests.engine.calls import GREEDY, batch, converse, mask
@@ -144,6 +146,8 @@ def test_a_model_that_cannot_be_expressed(tmp_path: Path, caplog: pytest.LogCapt
     folder = write_tiny_checkpoint(tmp_path, lm_overrides={"depformer_pos_emb": "sin"})
     with pytest.raises(EngineError, match="'sin' positions in the depth"):
         Engine.load(folder, slots=1, device="cpu", work="native")
+    with pytest.raises(EngineError, match=r"'sin' positions in the depth.*leave out work and cache_dtype"):
+        Engine.load(folder, slots=1, device="cpu", cache_dtype="bf16")
     engine = Engine.load(folder, slots=1, device="cpu")
     assert engine.work == "upstream"
     assert "'sin' positions in the depth" in caplog.text
@@ -152,3 +156,24 @@ def test_a_model_that_cannot_be_expressed(tmp_path: Path, caplog: pytest.LogCapt
 def test_an_unknown_kind_of_work(tiny: Path) -> None:
     with pytest.raises(EngineError, match="'magic'"):
         Engine.load(tiny, slots=1, device="cpu", work="magic")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny", "mini"])
+def test_short_rings_say_nearly_the_same_and_always_the_same(checkpoint: str, request: pytest.FixtureRequest) -> None:
+    """In bfloat16: as long as the past is the same, log-probabilities are close, and that they differ at all shows that
+    the rings are short; bits do not depend on the company; a row takes less memory."""
+    folder = request.getfixturevalue(checkpoint)
+    kinds: tuple[CacheDtype, ...] = ("fp32", "bf16")
+    engines = [Engine.load(folder, slots=3, device="cpu", work="native", cache_dtype=kind) for kind in kinds]
+    assert [(engine.work, engine.cache_dtype) for engine in engines] == [("native", "fp32"), ("native", "bf16")]
+    pcm = sound(40, engines[0].frame_size, seed=1)
+    params = SamplingParams(text_temperature=1.2, audio_temperature=1.2)
+    long, short = (converse(engine, 0, pcm, params, seed=7) for engine in engines)
+    same_bits(converse(engines[1], 2, pcm, params, seed=7, noise_seed=3), short)
+    equal = int((long.tokens == short.tokens).all(dim=1).int().cumprod(0).sum())
+    assert equal >= 5, "the first difference comes late"
+    torch.testing.assert_close(long.logprob[:equal], short.logprob[:equal], atol=0.05, rtol=0.05, equal_nan=True)
+    assert not torch.equal(long.logprob[:equal].nan_to_num(), short.logprob[:equal].nan_to_num())
+    model = load_checkpoint(folder, device=torch.device("cpu"), dtype=torch.float32)
+    sizes = [NativeStep(model, 1, bf16_rings=bf16).row_bytes for bf16 in (False, True)]
+    assert sizes[1] < sizes[0]

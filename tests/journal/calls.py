@@ -51,7 +51,7 @@ def barge_in(number: int, revision: int = 0, confidence: float = 0.5) -> Signal:
 
 @contextmanager
 def recording(journal: Journal, **more: Any) -> Iterator[JournalWriter]:
-    writer = JournalWriter(journal.engine, journal.keys, commit_s=0.02, **more)
+    writer = JournalWriter(journal.engine, journal.keys, **({"commit_s": 0.02, "most_waiting": 20_000} | more))
     writer.start()
     try:
         yield writer

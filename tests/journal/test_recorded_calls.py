@@ -10,6 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from online_align.replay import Takeover, load, replay
+from server.adapter_operator import AdapterOperator
 from server.engine.adapters import file_sha256
 from server.journal import Journal, open_journal
 from tests.server.adapter_files import shop
@@ -161,7 +162,7 @@ async def test_a_call_knows_its_adapters_and_replays_with_them(tiny: Path, tmp_p
                 await caller.greeted()
                 assert caller.session["adapter"] == "first"
                 await caller.talk(voice(20))
-                await asyncio.to_thread(live.server.adapters.roll_back, "first", reason="test")
+                await asyncio.to_thread(AdapterOperator(live.server.adapters).roll_back, "first", reason="test")
                 await caller.talk(voice(20, seed=1))
                 name = caller.session["id"]
             await live.empty()

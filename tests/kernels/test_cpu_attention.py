@@ -25,11 +25,15 @@ def turned(x_THD: torch.Tensor) -> torch.Tensor:
     return pairs.flatten(-2)
 
 
-def reference(qkv_T3HD: NDArray[np.float32], capacity: int, times: int, *, rope: bool) -> torch.Tensor:
-    """Every position sees the last `capacity` that are in the ring when its step writes."""
+def reference(
+    qkv_T3HD: NDArray[np.float32], capacity: int, times: int, *, rope: bool, bf16: bool = False
+) -> torch.Tensor:
+    """Every position sees the last `capacity` that are in the ring when its step writes, as the ring keeps them."""
     q, k, v = torch.from_numpy(qkv_T3HD).double().unbind(1)
     if rope:
         q, k = turned(q), turned(k)
+    if bf16:
+        k, v = (each.float().bfloat16().double() for each in (k, v))
     total = len(q)
     here, there = torch.arange(total)[:, None], torch.arange(total)[None]
     newest = (here // times + 1) * times - 1
@@ -50,25 +54,26 @@ def reference(qkv_T3HD: NDArray[np.float32], capacity: int, times: int, *, rope:
     ],
 )
 @pytest.mark.parametrize("rope", [True, False])
-def test_far_past_the_ring(heads: int, width: int, capacity: int, times: int, rope: bool) -> None:
+@pytest.mark.parametrize("bf16", [False, True])
+def test_far_past_the_ring(heads: int, width: int, capacity: int, times: int, rope: bool, bf16: bool) -> None:
     """Three times round the ring; what was never written is poison."""
     steps = (min(3 * capacity, 900)) // times
     generator = np.random.default_rng(capacity)
     qkv = generator.standard_normal((steps * times, 3, heads, width)).astype(np.float32)
-    wanted = reference(qkv, capacity, times, rope=rope)
+    wanted = reference(qkv, capacity, times, rope=rope, bf16=bf16)
     program, memory = Program(), RowMemory()
     at, to = memory.scratch(times * 3 * heads * width), memory.scratch(times * heads * width)
-    ring = memory.ring(heads, width, capacity)
+    ring = memory.ring(heads, width, capacity, bf16=bf16)
     table = -1
     if rope:
         table = memory.scratch(times * width)
         rate = torch.exp(torch.arange(width // 2) * (-math.log(FREQUENCIES) * 2 / width))
         program.rope(table, rate, Counter.STEPS, times=times)
     program.attend(
-        at, to, ring, heads=heads, width=width, capacity=capacity, at=Counter.STEPS, table=table, times=times
+        at, to, ring, heads=heads, width=width, capacity=capacity, at=Counter.STEPS, table=table, times=times, bf16=bf16
     )
     made = machine(program, memory, rows=2)
-    made.memory[1, ring:] = np.inf
+    made.memory[1, ring:].view(np.uint32)[:] = 0xFFFFFFFF  # no number, and no two short ones
     for now in range(steps):
         given = qkv[now * times : (now + 1) * times]
         made.memory[1, at : at + given.size] = given.ravel()

@@ -166,5 +166,7 @@ def test_rings_of_another_type_are_refused_where_there_are_none(folder: Path, ho
         Engine.load(folder, slots=1, device="cpu", work=how, cache_dtype="int8")
     engine = Engine.load(folder, slots=1, device="cpu", work=how, cache_dtype="fp32")
     assert (engine.cache_dtype, engine.fallback) == ("fp32", "")
+    with pytest.raises(EngineError, match="cache_dtype = 'bf16' on cpu with the moshi package's modules"):
+        Engine.load(folder, slots=1, device="cpu", work="upstream", cache_dtype="bf16")
     with pytest.raises(EngineError, match="expected one of auto, bf16"):
         Engine.load(folder, slots=1, device="cpu", work=how, cache_dtype="int4")  # type: ignore[arg-type]

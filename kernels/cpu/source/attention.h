@@ -1,8 +1,9 @@
 /* Streaming attention of one row: its new positions into the ring, then over every position that is valid.
  *
  * The ring holds keys as [heads][capacity / 16][width][16], so that sixteen scores come from one pass without a sum
- * across lanes, and values as [heads][capacity][width]. Only positions that were written are read: a call that is
- * four seconds old costs four seconds' worth, and the ring need not be cleared for the next caller. */
+ * across lanes, and values as [heads][capacity][width], all of them float32 or all bfloat16: an old call's step spends
+ * much of its time on reading them. Only positions that were written are read: a call that is four seconds old costs
+ * four seconds' worth, and the ring need not be cleared for the next caller. */
 #ifndef DUOLOGUE_ATTENTION_H
 #define DUOLOGUE_ATTENTION_H
 
@@ -29,12 +30,25 @@ INLINE void turn(float *x, const float *table, int half) {
     }
 }
 
-/* qkv is [times][3][heads][width], and is turned in place; out is [times][heads][width]. */
-static void attend(float *qkv, float *out, float *ring, const float *table, int64_t first, int times, int heads,
-                   int width, int capacity) {
+/* Sixteen of what a ring keeps, from number `at` on; and one put there. */
+INLINE lanes kept(const void *ring, int64_t at, int bf16) {
+    return bf16 ? load_bf16((const uint16_t *)ring + at) : load((const float *)ring + at);
+}
+INLINE float kept_one(const void *ring, int64_t at, int bf16) {
+    return bf16 ? from_bf16(((const uint16_t *)ring)[at]) : ((const float *)ring)[at];
+}
+INLINE void keep(void *ring, int64_t at, float x, int bf16) {
+    if (bf16)
+        ((uint16_t *)ring)[at] = to_bf16(x);
+    else
+        ((float *)ring)[at] = x;
+}
+
+INLINE void attend_over(float *qkv, float *out, void *ring, const float *table, int64_t first, int times, int heads,
+                        int width, int capacity, int bf16) {
     const int blocks = (capacity + LANES - 1) / LANES;
     const int all = heads * width;
-    float *const keys = ring, *const values = ring + (int64_t)heads * blocks * LANES * width;
+    const int64_t values = (int64_t)heads * blocks * LANES * width; /* behind the keys */
     for (int t = 0; t < times; t++) {
         float *const now = qkv + (int64_t)t * 3 * all;
         const int place = (int)((first + t) % capacity);
@@ -43,10 +57,10 @@ static void attend(float *qkv, float *out, float *ring, const float *table, int6
                 turn(now + h * width, table + 2 * t * (width / 2), width / 2);
                 turn(now + all + h * width, table + 2 * t * (width / 2), width / 2);
             }
-            float *block = keys + ((int64_t)h * blocks + place / LANES) * LANES * width + place % LANES;
-            for (int i = 0; i < width; i++) block[(int64_t)i * LANES] = now[all + h * width + i];
-            memcpy(values + ((int64_t)h * capacity + place) * width, now + 2 * all + h * width,
-                   sizeof(float) * (size_t)width);
+            const int64_t key = ((int64_t)h * blocks + place / LANES) * LANES * width + place % LANES;
+            const int64_t value = values + ((int64_t)h * capacity + place) * width;
+            for (int i = 0; i < width; i++) keep(ring, key + (int64_t)i * LANES, now[all + h * width + i], bf16);
+            for (int i = 0; i < width; i++) keep(ring, value + i, now[2 * all + h * width + i], bf16);
         }
     }
     const int64_t newest = first + times - 1;
@@ -60,8 +74,8 @@ static void attend(float *qkv, float *out, float *ring, const float *table, int6
             float score[LARGEST_CONTEXT + LANES];
             for (int b = 0; b * LANES < used; b++) {
                 lanes s = {0};
-                const float *block = keys + ((int64_t)h * blocks + b) * LANES * width;
-                for (int i = 0; i < width; i++) s += every(q[i]) * load(block + (int64_t)i * LANES);
+                const int64_t block = ((int64_t)h * blocks + b) * LANES * width;
+                for (int i = 0; i < width; i++) s += every(q[i]) * kept(ring, block + (int64_t)i * LANES, bf16);
                 store(score + b * LANES, s * scale);
             }
             for (int64_t later = here + 1; later <= newest; later++) score[later % capacity] = -INFINITY;
@@ -78,31 +92,41 @@ static void attend(float *qkv, float *out, float *ring, const float *table, int6
             }
             const float share = 1.0f / sum_of(total);
             float *to = out + (int64_t)t * all + h * width;
-            const float *v = values + (int64_t)h * capacity * width;
+            const int64_t v = values + (int64_t)h * capacity * width;
             int i = 0;
             for (; width - i >= 2 * LANES; i += 2 * LANES) {
                 lanes a = {0}, b = {0}, c = {0}, d = {0};
                 int place = 0;
                 for (; place + 1 < used; place += 2) {
-                    a += score[place] * load(v + (int64_t)place * width + i);
-                    b += score[place] * load(v + (int64_t)place * width + i + LANES);
-                    c += score[place + 1] * load(v + (int64_t)(place + 1) * width + i);
-                    d += score[place + 1] * load(v + (int64_t)(place + 1) * width + i + LANES);
+                    a += score[place] * kept(ring, v + (int64_t)place * width + i, bf16);
+                    b += score[place] * kept(ring, v + (int64_t)place * width + i + LANES, bf16);
+                    c += score[place + 1] * kept(ring, v + (int64_t)(place + 1) * width + i, bf16);
+                    d += score[place + 1] * kept(ring, v + (int64_t)(place + 1) * width + i + LANES, bf16);
                 }
                 if (place < used) {
-                    a += score[place] * load(v + (int64_t)place * width + i);
-                    b += score[place] * load(v + (int64_t)place * width + i + LANES);
+                    a += score[place] * kept(ring, v + (int64_t)place * width + i, bf16);
+                    b += score[place] * kept(ring, v + (int64_t)place * width + i + LANES, bf16);
                 }
                 store(to + i, (a + c) * share);
                 store(to + i + LANES, (b + d) * share);
             }
             for (; i < width; i++) {
                 float a = 0.0f;
-                for (int place = 0; place < used; place++) a += score[place] * v[(int64_t)place * width + i];
+                for (int place = 0; place < used; place++)
+                    a += score[place] * kept_one(ring, v + (int64_t)place * width + i, bf16);
                 to[i] = a * share;
             }
         }
     }
+}
+
+/* qkv is [times][3][heads][width], and is turned in place; out is [times][heads][width]. */
+static void attend(float *qkv, float *out, void *ring, const float *table, int64_t first, int times, int heads,
+                   int width, int capacity, int bf16) {
+    if (bf16)
+        attend_over(qkv, out, ring, table, first, times, heads, width, capacity, 1);
+    else
+        attend_over(qkv, out, ring, table, first, times, heads, width, capacity, 0);
 }
 
 #endif

@@ -84,7 +84,7 @@ static void one_row(const op *o, const batch *b, int row) {
         break;
     case OP_ATTEND:
         attend(x, y, f + o->ring, o->table < 0 ? NULL : f + o->table, o->index < 0 ? o->position : first, o->times,
-               o->out, o->in, o->capacity);
+               o->out, o->in, o->capacity, o->bf16);
         break;
     case OP_SHIFT:
         memmove(x, x + o->x_stride, sizeof(float) * (size_t)o->in);

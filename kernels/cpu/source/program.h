@@ -35,7 +35,7 @@ typedef struct {
     int32_t code;
     int32_t times;       /* positions in one step */
     int32_t in, out;     /* widths */
-    int32_t bf16;        /* weights are bfloat16, otherwise float32 */
+    int32_t bf16;        /* weights, or what a ring keeps, are bfloat16, otherwise float32 */
     int32_t add;         /* add to y instead of replacing it */
     int32_t index;       /* which token, codebook or counter; -1: none */
     int32_t capacity;    /* of a ring */

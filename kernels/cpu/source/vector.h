@@ -39,6 +39,14 @@ INLINE float from_bf16(uint16_t x) {
     return value;
 }
 
+/* The nearest, of two equally near ones the even one; what is no number stays none. */
+INLINE uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x != x) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 /* The first `n` of sixteen. */
 INLINE lanes load_some(const float *from, int n) {
     float buffer[LANES] = {0};
