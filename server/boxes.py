@@ -111,6 +111,8 @@ class Inbox:
 
     def take(self, now: float) -> DueFrame | None:
         """Give the oldest frame, or None when there is none or the caller has used up its pace."""
+        if not self._frames:  # every slot is asked in every step
+            return None
         with self._lock:
             if self._wait(now) != 0.0:
                 return None

@@ -7,9 +7,9 @@ The promise is that 99 of 100 frames are answered within a frame's time, 80 ms. 
 *Everybody at once*: all callers' frames are complete in the same instant; the last is answered when all have been
 decoded, stepped together, encoded and sent, one thing after the other. *Just too late*: a frame is complete when a
 step has just begun, waits for it to end, and then shares the next with all who have come meanwhile. Neither may take
-more than `SHARE` of a frame; the rest is for what no measurement at the start can see. Besides, what is done for
-callers outside the step must fit into that share of one core, hearing what happens in their calls included: nobody
-waits for that, but it must keep up.
+more than a share of a frame (`share_on`); the rest is for what no measurement at the start can see. Besides, what is
+done for callers outside the step must fit into that share of one core, hearing what happens in their calls included:
+nobody waits for that, but it must keep up.
 """
 
 import gc
@@ -24,9 +24,12 @@ from server.engine import Engine
 from server.errors import SlotRoomError
 from server.rehearsal import CallerCost
 
-__all__ = ["SHARE", "Capacity", "Limits", "StepCost", "callers_on_time", "fit_steps", "load_wide", "measure_steps"]
+__all__ = ["Capacity", "Limits", "StepCost", "callers_on_time", "fit_steps", "load_wide", "measure_steps", "share_on"]
 
-SHARE: Final = 0.7
+_SHARE_ON_A_GPU: Final = 0.7
+_SHARE_ON_A_CPU: Final = 0.5
+"""A CPU's caches and memory are shared, often with guests that nobody here can see: at times all work takes twice as
+long (docs/decisions/0088-room-for-slower-moments.md)."""
 _ROUNDS: Final = 7
 _SLOW_STEP_S: Final = 0.02
 _ROUNDS_WHEN_SLOW: Final = 3
@@ -64,7 +67,8 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     step_s: dict[int, float]
     """Seconds of a step, by how many callers were in it."""
     caller: CallerCost
-    share: float = SHARE
+    share: float
+    """Of a frame, that the hardest moments may take."""
 
 
 def load_wide(load: Callable[[int], Engine], limits: Limits, *, frame_s: float) -> tuple[Engine, dict[int, float]]:
@@ -79,7 +83,7 @@ def load_wide(load: Callable[[int], Engine], limits: Limits, *, frame_s: float) 
         engine = _load_what_fits(load, slots) if limits.slots is None else load(slots)
         engine.warm_up()
         alone_s = engine.measure_step(1, _ROUNDS_WHEN_SLOW)
-        aim_s = SHARE * frame_s / 2
+        aim_s = share_on(engine.device) * frame_s / 2
         if limits.slots or alone_s <= aim_s or slots == 1 or reloads == _RELOADS:
             return engine, measure_steps(engine, alone_s)
         slots, reloads = max(1, int(_NARROWER * slots * aim_s / alone_s)), reloads + 1
@@ -120,10 +124,15 @@ def fit_steps(step_s: dict[int, float]) -> StepCost:
     return StepCost(fixed_s=float(fixed_s), row_s=float(row_s))
 
 
+def share_on(device: str) -> float:
+    """Share of a frame that the hardest moments may take with an engine on `device`, "cpu" or "cuda:0"."""
+    return _SHARE_ON_A_CPU if device == "cpu" else _SHARE_ON_A_GPU
+
+
 def callers_on_time(
-    step: StepCost, caller: CallerCost, *, frame_s: float, at_most: int, cores: int | None = None
+    step: StepCost, caller: CallerCost, *, share: float, frame_s: float, at_most: int, cores: int | None = None
 ) -> int:
-    """Give the largest number of callers, 0 to `at_most`, for whom the hardest moments stay within the share.
+    """Give the largest number of callers, 0 to `at_most`, for whom the hardest moments stay within `share` of a frame.
 
     `cores` are those that this process may use, by default as the system tells; with one, all work shares it.
     """
@@ -140,7 +149,7 @@ def callers_on_time(
         just_too_late_s = 2 * step(others) + others * beside_s if callers > 1 else 0.0
         return max(at_once_s, just_too_late_s, kept_up_s)
 
-    fitting = (callers for callers in range(at_most, 0, -1) if hardest_s(callers) <= SHARE * frame_s)
+    fitting = (callers for callers in range(at_most, 0, -1) if hardest_s(callers) <= share * frame_s)
     return next(fitting, 0)
 
 

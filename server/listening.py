@@ -10,6 +10,7 @@ import functools
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection, Set
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,11 +33,13 @@ __all__ = ["Listening"]
 log = logging.getLogger(__name__)
 
 _MOST_WAITING: Final = 50
-"""Steps that may wait: four seconds of everybody's calls."""
+"""Frames of every slot that may wait: four seconds of everybody's calls."""
 _STOP_S: Final = 10.0
 _WORD_START: Final = "▁"
 _SILENCE_S: Final = 0.5
 """Neither side has been heard for so long: nobody notices when the adapter changes."""
+_FRESH_S: Final = 0.3
+"""What was heard longer ago, since this thread is behind, does not tell who is silent now."""
 
 
 class _Heard(msgspec.Struct, eq=False):
@@ -69,6 +72,8 @@ class Listening:
         self._retention = Retention(data_dir=data_dir, journal_url=journal_url, days=retention_days)
         self._metrics = metrics
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._given = self._taken = 0
+        """Frames so far, by the tick thread and by this one."""
         self._left_out: dict[str, int] = {}
         self._calls: dict[int, _Heard] = {}
         self._awaited: Callable[[], frozenset[int]] = frozenset
@@ -78,6 +83,7 @@ class Listening:
     def start(self, model: ModelInfo, tell: Callable[[Callable[[], None]], None]) -> None:
         """Load what finds voices, and listen. `tell` runs something on the event loop."""
         self._tell = tell
+        self._most_waiting = _MOST_WAITING * model.slots
         self._board = Board(model.slots, sample_rate=model.sample_rate, frame_s=model.frame_s)
         self._thread.start()
         self._retention.start()
@@ -107,11 +113,12 @@ class Listening:
 
     def heard(self, step: Step) -> None:
         """A step has been made."""
-        if self._work.qsize() > _MOST_WAITING:
+        if self._given - self._taken >= self._most_waiting:
             self._metrics.listening_skipped.inc(len(step.answers))
             for answer in step.answers:
                 self._left_out[answer.session.id] = self._left_out.get(answer.session.id, 0) + 1
         else:
+            self._given += len(step.answers)
             self._work.put(lambda: self._hear(step))
 
     def closed(self, session: Session, slot: int, reason: str) -> None:
@@ -163,6 +170,7 @@ class Listening:
         self._permit(call, session.consent)
 
     def _hear(self, step: Step) -> None:
+        self._taken += len(step.answers)
         rows = {answer.slot: answer for answer in step.answers if self._is_heard(answer.slot, answer.session)}
         frames = {}
         for slot, answer in rows.items():
@@ -178,7 +186,8 @@ class Listening:
         for slot, signals in self._board.hear(frames).items():
             self._give(self._calls[slot], signals)
         self._record(step, [slot for slot, answer in rows.items() if answer.token >= 0])
-        self._watch_silence(frames.keys())
+        if time.monotonic() - step.stepped_at < _FRESH_S:
+            self._watch_silence(frames.keys())
         self._keeping.look_after()
 
     def _note_adapter(self, call: _Heard, adapter: str) -> None:
@@ -253,6 +262,7 @@ class Listening:
             train=call.consent.train,
             checkpoint=model.name,
             base_sha256=model.base_sha256,
+            cache_dtype=model.cache_dtype,
             adapter=call.adapter,
             version=_version(),
             detector=call.detector.version,

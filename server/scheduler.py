@@ -23,7 +23,7 @@ import msgspec
 
 from server.adapter_plan import Plan
 from server.adapters import Adapters, Applied
-from server.capacity import Capacity, Limits, callers_on_time, fit_steps, load_wide
+from server.capacity import Capacity, Limits, callers_on_time, fit_steps, load_wide, share_on
 from server.encoding import EncodedStep, EncodingThread
 from server.engine import Engine
 from server.errors import DuologueError, FaultError, ServerFailedError
@@ -223,13 +223,15 @@ class Scheduler:
         engine, step_s = load_wide(lambda slots: checked(self._load(slots)), self._limits, frame_s=_FRAME_S)
         model = describe(engine)
         caller = rehearse(model)
-        measured = callers_on_time(fit_steps(step_s), caller, frame_s=model.frame_s, at_most=model.slots)
+        cost, share = fit_steps(step_s), share_on(engine.device)
+        measured = callers_on_time(cost, caller, share=share, frame_s=model.frame_s, at_most=model.slots)
         self.capacity = Capacity(
             callers=self._limits.slots or max(1, measured),
             measured=measured,
             slots=model.slots,
             step_s=step_s,
             caller=caller,
+            share=share,
         )
         self._listening.start(model, self._post)
         self._listening.watch_silence(lambda: self._generations.awaiting_silence, self._on_silence)

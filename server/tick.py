@@ -197,9 +197,14 @@ def _answers(taken: _Taken, out: FrameOutput) -> list[Answer]:
             session=session,
             slot=slot,
             frame=frame,
-            pcm=pcm[slot] if text[slot] >= 0 else None,
+            pcm=_own(pcm[slot]) if text[slot] >= 0 else None,
             token=text[slot],
             adapter=session.adapter,
         )
         for slot, (session, frame) in taken.items()
     ]
+
+
+def _own(row: Frame) -> Frame:
+    """A copy that holds on to no other row, made without letting go of the interpreter's lock."""
+    return np.frombuffer(bytearray(row.data), np.float32)
