@@ -1,9 +1,10 @@
 """The demo's second half: people hesitate, the model takes their pauses, learns from it and stops, while it serves.
 
-Recorded people call over the real socket and permit learning; one call goes on all the time. `duologue-align once` is
-another process that makes pairs of what was kept, trains an adapter, lets the gate judge it and puts it live; the
-server moves the call that is under way. Then other people ask the same kind of question again. This file tells the
-story and counts; it knows of learning only the command and what the server says.
+Recorded people call over the real socket and permit learning: some stop in the middle of a question, others do not,
+and what those get shows the learner what is to stay. One call goes on all the time. `duologue-align once` is another
+process that makes pairs of what was kept, trains an adapter, lets the gate judge it and puts it live; the server moves
+the call that is under way. Then other people ask the same kind of question again. This file tells the story and counts;
+it knows of learning only the command and what the server says.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ import msgspec
 import numpy as np
 
 from client.call import CallReport, hold_call
-from client.demo_people import Hesitation, hesitations, load_people
+from client.demo_people import Asking, hesitations, load_people, plain_questions
 from client.errors import ClientError
 from client.judge import agrees
 from client.link import open_link
@@ -33,14 +34,14 @@ __all__ = ["Count", "Learned", "learn_while_serving", "table"]
 
 _SAMPLING: Final = {"text_temperature": "0", "audio_temperature": "0"}
 _CONSENT: Final = {"consent": "keep,train"}
-_PAUSES_S: Final = (1.0, 1.3)
+_PAUSE_S: Final = 1.0
 _SLOTS: Final = 17
 _AT_ONCE: Final = 16
 _SPEED: Final = 2.0
 _LATE_S: Final = 0.08
 _ROUND_S: Final = 300.0
-_TRAINING: Final = ("--batch", "1", "--learning-rate", "1.3e-3")
-"""Some dozens of pairs are little to learn from: many small steps make the most of them."""
+_TRAINING: Final = ("--batch", "4", "--learning-rate", "1.3e-3")
+"""Some dozens of pairs are little to learn from, hence the steps are large; of single pairs some went astray."""
 _MOVED_S: Final = 20.0
 _SETTLE_S: Final = 2.0
 
@@ -49,6 +50,8 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
     """How a group of calls went."""
 
     calls: int
+    pauses: int
+    """How many callers stopped in the middle."""
     took_pause: int
     """The model began before the caller had asked everything."""
     right: int
@@ -85,18 +88,22 @@ class Learned(msgspec.Struct, frozen=True, kw_only=True):
         return moved and self.changed > 0 and self.after.took_pause < self.before.took_pause
 
 
-def learn_while_serving(checkpoint: str, folder: Path, *, teachers: int = 90, askers: int = 32) -> Learned:
-    """Run it all with a fresh data folder below `folder`; `teachers` call for each of two lengths of a pause.
+def learn_while_serving(
+    checkpoint: str, folder: Path, *, hesitant: int = 48, plain: int = 96, askers: int = 32
+) -> Learned:
+    """Run it all with a fresh data folder below `folder`.
 
-    Those who ask use other words than those who teach. Raises ClientError.
+    So many permit learning: `hesitant` with a pause, `plain` without; the askers use other words. Raises ClientError.
     """
     people = load_people()
     known, new = ([p for p in people if (p.wording == "heldout") == asks] for asks in (False, True))
-    asking = hesitations(new, askers, pause_s=_PAUSES_S[0], seed=2)
-    teaching = [q for seed, s in enumerate(_PAUSES_S) for q in hesitations(known, teachers, pause_s=s, seed=seed + 3)]
+    asking = hesitations(new, askers, pause_s=_PAUSE_S, seed=2)
+    stopping = hesitations(known, hesitant, pause_s=_PAUSE_S, seed=3)
+    teaching = [*stopping, *plain_questions(known, plain, seed=4)]
     data = folder / "data"
     shutil.rmtree(data, ignore_errors=True)
-    print(f"{len(teaching) + 2 * len(asking)} callers stop for a second in the middle of a question")
+    stop = len(stopping) + 2 * len(asking)
+    print(f"{stop} callers stop for a second in the middle of a question, {plain} do not")
     flags = ["--slots", str(_SLOTS), "--data-dir", str(data), "--swap-live"]
     with local_server(checkpoint, log=folder / "learning.log", flags=flags) as url:
         return asyncio.run(_story(url, checkpoint, data, teaching, asking))
@@ -107,8 +114,8 @@ def table(learned: Learned) -> str:
     before, after = learned.before, learned.after
     lines = [
         f"{'':28}{'before':>10}{'after':>10}",
-        f"{'pauses taken':28}{_of(before.took_pause, before):>10}{_of(after.took_pause, after):>10}",
-        f"{'questions answered right':28}{_of(before.right, before):>10}{_of(after.right, after):>10}",
+        f"{'pauses taken':28}{_of(before.took_pause, before.pauses):>10}{_of(after.took_pause, after.pauses):>10}",
+        f"{'questions answered right':28}{_of(before.right, before.calls):>10}{_of(after.right, after.calls):>10}",
     ]
     lines.append(f"{learned.changed} of {after.calls} questions were answered in other words than before.")
     change = f"{learned.live_from or 'the base model'} and then with {learned.live_to or 'the same'}"
@@ -118,12 +125,12 @@ def table(learned: Learned) -> str:
     return "\n".join(lines)
 
 
-def _of(part: int, whole: Count) -> str:
-    return f"{part} of {whole.calls}"
+def _of(part: int, whole: int) -> str:
+    return f"{part} of {whole}"
 
 
 async def _story(
-    url: str, checkpoint: str, data: Path, teaching: Sequence[Hesitation], asking: Sequence[Hesitation]
+    url: str, checkpoint: str, data: Path, teaching: Sequence[Asking], asking: Sequence[Asking]
 ) -> Learned:
     over = asyncio.Event()
     live = asyncio.create_task(_go_on_calling(url, over))
@@ -155,20 +162,22 @@ async def _story(
     )
 
 
-async def _group(url: str, asked: Sequence[Hesitation], query: dict[str, str]) -> Count:
+async def _group(url: str, asked: Sequence[Asking], query: dict[str, str]) -> Count:
     """Let them all call, some at a time, and count."""
     turnstile = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(question: Hesitation) -> CallReport:
+    async def one(question: Asking) -> CallReport:
         async with turnstile, open_link(url, query=_SAMPLING | query) as link:
             with Recording() as recording:
                 return await hold_call(link, question.frames(), recording, url=url, speed=_SPEED)
 
     reports = await asyncio.gather(*(one(question) for question in asked))
     pairs = list(zip(asked, reports, strict=True))
+    paused = [(q, r) for q, r in pairs if q.pause_at_s is not None]
     return Count(
         calls=len(pairs),
-        took_pause=sum(bool(r.pieces) and r.pieces[0].t_s + _LATE_S < q.end_s for q, r in pairs),
+        pauses=len(paused),
+        took_pause=sum(bool(r.pieces) and r.pieces[0].t_s + _LATE_S < q.end_s for q, r in paused),
         right=sum(agrees(q.expected, r.text) for q, r in pairs),
         said=tuple(r.text for r in reports),
         adapter=next((r.adapter for r in reports if r.adapter), None),
@@ -224,4 +233,5 @@ def _sessions(url: str) -> list[dict[str, object]]:
 
 def _tell(name: str, count: Count) -> None:
     with_ = f", with {count.adapter}" if count.adapter else ""
-    print(f"{name}: it took {count.took_pause} of {count.calls} pauses and answered {count.right} right{with_}")
+    took, right = _of(count.took_pause, count.pauses), _of(count.right, count.calls)
+    print(f"{name}: it took {took} pauses and answered {right} right{with_}")

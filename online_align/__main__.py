@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 __all__ = ["main"]
 
 COMMANDS: Final = {
-    "adapters": ("online_align.adapters_command", "adapters: list, show, promote, rollback, diff"),
+    "adapters": ("online_align.adapters_command", "adapters: list, show, judge, promote, rollback, diff"),
     "evaluate": ("online_align.evaluate.command", "measure what the project claims"),
     "once": ("online_align.once_command", "make one round of learning from the pairs that wait"),
     "run": ("online_align.learn_command", "learn for as long as it runs: rounds by count of pairs or by the clock"),

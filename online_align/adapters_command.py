@@ -1,7 +1,8 @@
-"""`duologue-align adapters WHAT`: which adapters there are and why, moving them by hand, and comparing two of them.
+"""`duologue-align adapters WHAT`: which adapters there are and why, moving them by hand, judging and comparing them.
 
 Works on the journal's tables and the data folder; a server that runs follows within a second or two, and none is
 needed: what is known of servers is said (`served`). It decides nothing: the gate's verdict is needed whoever promotes.
+What loads a model takes its place behind the server (`background`).
 """
 
 import argparse
@@ -9,12 +10,14 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from online_align.background import add_background, step_back
+from online_align.bases import base_of, newest_base
 from online_align.on_journal import add_place, do_on_journal, shown
-from online_align.release import verdict_of
+from online_align.release import GateJudge, ReleaseSettings, submit, verdict_of
 from online_align.served import served, when
-from online_align.verdicts import Outcome
+from online_align.verdicts import Outcome, Verdict
 from server.journal import Journal
-from server.journal.registry import AdapterRegistry, AdapterRow, folder_of
+from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState, RegistryError, folder_of
 
 __all__ = ["run"]
 
@@ -56,13 +59,39 @@ def _show(journal: Journal, asked: argparse.Namespace) -> int:
         print("withdrawn: it learned from a call that was deleted, so it goes to nobody any more")
     _say(seen.sentences(row))
     for each in said:
-        verdict = verdict_of(each)
-        print(f"\n{when(each.at)} {each.stage}: {'passed' if each.passed else 'refused'}. {shown(each.reason)}")
-        for check in verdict.checks:
-            mark = {Outcome.PASSED: "ok", Outcome.FAILED: "NO", Outcome.UNKNOWN: "? "}[check.outcome]
-            figures = f"{_number(check.value):>8} {_number(check.base):>8}"
-            print(shown(f"  {mark} {check.name:26} {figures}  {check.limit}"))
+        print()
+        _say_verdict(f"{when(each.at)} {each.stage}", verdict_of(each))
     return 0
+
+
+def _judge(journal: Journal, asked: argparse.Namespace) -> int:
+    row = AdapterRegistry(journal.engine).get(asked.id)
+    if row.state is not AdapterState.STAGED:
+        raise RegistryError(
+            got=f"adapter {row.id!r}, which is {row.state}",
+            expected="one that is staged",
+            remedy="see with `adapters show` what was said of it",
+        )
+    newest = newest_base(journal)
+    if asked.checkpoint is None and newest is not None and not newest.is_same(base_of(row)):
+        raise RegistryError(
+            got=f"adapter {row.id!r}, which was learned on {row.checkpoint}, while calls have {newest.checkpoint}",
+            expected="one that calls can have",
+            remedy="name with --checkpoint the model that is to serve: its gate says what becomes of the adapter",
+        )
+    step_back(asked.threads, asked.priority)
+    from server.engine import model_name  # noqa: PLC0415 - loads torch, which most words here never need
+
+    checkpoint = asked.checkpoint or row.checkpoint
+    settings = ReleaseSettings(data_dir=asked.data_dir, checkpoint=model_name(checkpoint), evidence=asked.evidence)
+    verdict = submit(journal, row.id, settings, judge=GateJudge(checkpoint))
+    row = AdapterRegistry(journal.engine).get(row.id)
+    if asked.json:
+        print(msgspec.json.encode({"adapter": row, "verdict": verdict}).decode())
+    else:
+        _say_verdict("gate", verdict)
+        print(shown(f"{row.id} is {row.state}"))
+    return 0 if verdict.passed else 1
 
 
 def _promote(journal: Journal, asked: argparse.Namespace) -> int:
@@ -82,11 +111,19 @@ def _moved(journal: Journal, row: AdapterRow, asked: argparse.Namespace, *, live
         print(msgspec.json.encode({"adapter": row, "server": seen, "live": live}).decode())
         return 0
     print(shown(f"{row.id} is {row.state}"))
-    if row.state == "rolled_back":
+    if row.state is AdapterState.ROLLED_BACK:
         print(f"live is {shown(live.id) if live else 'the base model'}")
     else:
         _say(seen.sentences(row))
     return 0
+
+
+def _say_verdict(by: str, verdict: Verdict) -> None:
+    print(f"{by}: {'passed' if verdict.passed else 'refused'}. {shown(verdict.reason)}")
+    for check in verdict.checks:
+        mark = {Outcome.PASSED: "ok", Outcome.FAILED: "NO", Outcome.UNKNOWN: "? "}[check.outcome]
+        figures = f"{_number(check.value):>8} {_number(check.base):>8}"
+        print(shown(f"  {mark} {check.name:26} {figures}  {check.limit}"))
 
 
 def _say(sentences: Sequence[str]) -> None:
@@ -95,13 +132,14 @@ def _say(sentences: Sequence[str]) -> None:
 
 
 def _diff(journal: Journal, asked: argparse.Namespace) -> int:
-    # Loads torch and a model, which nothing else here needs.
+    registry = AdapterRegistry(journal.engine)
+    rows = [None if name == "base" else registry.get(name) for name in (asked.first, asked.second)]
+    step_back(asked.threads, asked.priority)
+    # Loads torch and a model, which most words here never need.
     from online_align.compare import Compared, compare  # noqa: PLC0415
     from online_align.gate import Gate, GateSettings  # noqa: PLC0415
     from online_align.probes import Sizes  # noqa: PLC0415
 
-    registry = AdapterRegistry(journal.engine)
-    rows = [None if name == "base" else registry.get(name) for name in (asked.first, asked.second)]
     sides = [
         None if row is None else Compared(folder=folder_of(asked.data_dir, row), sha256=row.sha256) for row in rows
     ]
@@ -149,9 +187,17 @@ def _parser() -> argparse.ArgumentParser:
         move = kind(name, do, purpose)
         move.add_argument("id", metavar="ID")
         move.add_argument("--reason", default="no reason given", help="kept with the verdict")
+    judging = kind("judge", _judge, "let the gate judge a staged adapter: it becomes the canary, or is rejected")
+    judging.add_argument("id", metavar="ID")
+    judging.add_argument(
+        "--evidence", choices=("users", "turns", "gate"), default="users",
+        help="what is to end its canary; with `gate` it goes live at once (default: %(default)s)",
+    )  # fmt: skip
     comparison = kind("diff", _diff, "norms by layer, KL and behaviour of two adapters, or of one and `base`")
     comparison.add_argument("first", metavar="ID")
     comparison.add_argument("second", metavar="ID")
-    comparison.add_argument("--checkpoint", default=None, help="default: the one they were learned on, by name")
     comparison.add_argument("--quick", action="store_true", help="fewer probes")
+    for computing in (judging, comparison):
+        computing.add_argument("--checkpoint", default=None, help="default: the one it was learned on, by name")
+        add_background(computing)
     return parser

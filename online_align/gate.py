@@ -49,7 +49,7 @@ from server.engine.checkpoint import Checkpoint, load_checkpoint
 
 __all__ = ["GATE", "Gate", "GateSettings", "judge_adapter"]
 
-GATE: Final = "duologue-gate-2"
+GATE: Final = "duologue-gate-3"
 """Version of the checks and limits. Whoever changes what they let through changes this."""
 
 _TIMED_ROWS: Final = 8

@@ -1,7 +1,8 @@
 """Beginnings of replies that nobody minded: what the supervised term holds on to while preferences pull.
 
-A call in which every signal is harmless and the model answered when it was asked gives one span for each answer: from a
-little before its first word to a second after it, which is where timing is decided. Preferences alone teach to wait,
+A call in which every signal is harmless and the model answered when it was asked gives one span for each answer over
+which the caller was silent at first: from a little before its first word to a second after it, which is where timing is
+decided. Preferences alone teach to wait,
 and then to be silent; these spans say when not to. It knows no weights.
 """
 
@@ -17,14 +18,16 @@ from server.journal import Journal, JournalError
 from server.journal.reader import SessionRow
 from server.signals import Signal, SignalKind, State
 
-__all__ = ["GoodSpan", "find_spans", "is_good_span", "open_spans"]
+__all__ = ["GoodSpan", "find_spans", "is_good_span", "may_go_on", "open_spans"]
 
-_RULE: Final = "good-spans-1"
+_RULE: Final = "good-spans-2"
 _COMPLAINTS: Final = frozenset(
     {SignalKind.CUT_OFF, SignalKind.PAUSE_TAKEOVER, SignalKind.NO_RESPONSE, SignalKind.NO_YIELD, SignalKind.REPEAT}
 )
 _DOWN: Final = "down"
 _PROMPT_S: Final = 1.0
+_GOES_ON_S: Final = 2.5
+"""Whoever makes a sound so soon after he ended may not have ended."""
 _BEFORE_S: Final = 0.32
 _AFTER_S: Final = 0.8
 _SEARCHED_S: Final = 1.5
@@ -61,11 +64,17 @@ def is_good_span(pair: Pair) -> bool:
     return pair.evidence.rule == _RULE
 
 
+def may_go_on(answer: Signal, signals: Iterable[Signal]) -> bool:
+    """Whether an answer may have come into a pause: the short rest of a question is heard as a hum over the answer."""
+    hums = (signal for signal in signals if signal.kind is SignalKind.BACKCHANNEL)
+    return any(0 < hum.t0 - answer.t0 < _GOES_ON_S for hum in hums)
+
+
 def _of_call(journal: Journal, about: SessionRow, silent: Collection[int]) -> Iterator[GoodSpan]:
     signals = [signal for signal in journal.reader.signals(about.id) if signal.state is State.FINAL]
     if any(_is_complaint(signal) for signal in signals):
         return
-    answers = [signal for signal in signals if _is_prompt(signal)]
+    answers = [signal for signal in signals if _is_prompt(signal) and not may_go_on(signal, signals)]
     if not answers:
         return
     try:

@@ -1,12 +1,11 @@
-"""`duologue-align run` and `once`: the learner as a process. Reads flags, takes its place behind everybody else, runs.
+"""`duologue-align run` and `once`: the learner as a process. Reads flags, steps back behind everybody else, runs.
 
 `once` makes one round of what waits and ends; `run` makes rounds until it is told to stop: when so many pairs wait, or
-when so much time has passed and any do. Under `torchrun` several processes train one adapter. This file owns flags,
-exit codes and the place on the processor; `learning` owns what a learner does.
+when so much time has passed and any do. Under `torchrun` several processes train one adapter. This file owns flags
+and exit codes; `learning` owns what a learner does.
 """
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
@@ -18,6 +17,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from online_align import judging
+from online_align.background import add_background, step_back
 from online_align.learning import Learner, opened
 from online_align.on_journal import at_least_one, check_exists, device, port
 from online_align.room import StorageError
@@ -28,7 +28,6 @@ __all__ = ["once", "parser", "run"]
 
 log = logging.getLogger(__name__)
 
-_NICE: Final = 19
 _NO_ROOM_S: Final = 60.0
 """Between two tries of a round that could not be written."""
 _STOPPED: Final = {"run": 0, "once": 1}
@@ -71,7 +70,7 @@ def _started(name: str, arguments: Sequence[str], work: Callable[[Learner, argpa
         with stop.heeded():
             if name == "once":  # `run` waits for a journal
                 check_exists(asked)
-            _step_back(asked.threads, asked.priority)
+            step_back(asked.threads, asked.priority)
             with opened(asked, _settings(asked), stop) as learner:
                 return _until_stopped(name, work, learner, asked)
     except DuologueError as problem:
@@ -136,20 +135,6 @@ def _settings(asked: argparse.Namespace) -> Any:
     return msgspec.convert(values, LearnerSettings, strict=False)
 
 
-def _step_back(threads: int, priority: str) -> None:
-    """Take a place behind the server, on a bounded number of threads: `idle` runs when nobody else wants to."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if priority != "normal":
-        with contextlib.suppress(AttributeError, OSError):
-            os.nice(_NICE)
-    if priority == "idle":
-        with contextlib.suppress(AttributeError, OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    import torch  # noqa: PLC0415 - after the number of threads is set
-
-    torch.set_num_threads(threads)
-
-
 def parser(name: str) -> argparse.ArgumentParser:
     """Make the parser of `run` or `once`."""
     purpose = {"run": "Learn for as long as it runs.", "once": "Make one round of what waits."}[name]
@@ -159,9 +144,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     made.add_argument("--journal-url", default=url, help="the database, where it is not in the data folder")
     made.add_argument("--checkpoint", default="mini", help="the base model: mini, a folder, or hf:owner/name")
     made.add_argument("--device", type=device, default="cpu", help="cpu or cuda (default: %(default)s)")
-    made.add_argument("--threads", type=at_least_one, default=1, help="processor threads (default: %(default)s)")
-    places = ("idle", "low", "normal")
-    made.add_argument("--priority", choices=places, default="idle", help="on the processor (default: %(default)s)")
+    add_background(made)
     made.add_argument("--most-pairs", type=at_least_one, default=512, help="in one round (default: %(default)s)")
     made.add_argument("--save-every", type=at_least_one, default=1, metavar="STEPS", help="how often a pass is saved")
     made.add_argument("--metrics-port", type=port, default=None, help="serve metrics there; 0 chooses a port")

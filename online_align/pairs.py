@@ -136,6 +136,7 @@ class PairBuilder:
         tally.sessions += 1
         if not about.is_of(model_name(self._checkpoint.name), self._base_sha256):
             tally.refused["a call of another model"] += 1
+            self._done.add(about.id)
             return
         try:
             columns = longest_stretch(self._journal.reader.columns(about.id))
@@ -186,14 +187,13 @@ class PairBuilder:
         ids: set[str],
         tally: Tally,
     ) -> None:
-        made, too_many = 0, False
-        for complaint, cut in self._cuts(call, complaints, tally):
-            if made == self._settings.per_session:
+        cuts = {_pair_id(about.id, *each): each for each in self._cuts(call, complaints, tally)}
+        made, too_many = len(cuts.keys() & ids), False
+        tally.known += made
+        for name, (complaint, cut) in cuts.items():
+            if made >= self._settings.per_session:
                 break
-            name = _pair_id(about.id, complaint, cut)
             if name in ids:
-                tally.known += 1
-                made += 1
                 continue
             if why := quota.refuses(cut.kind, about.user_hash):
                 tally.refused[why] += 1

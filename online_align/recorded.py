@@ -12,6 +12,7 @@ import msgspec
 
 from online_align.conversation import Conversation, FrameClock
 from online_align.faults import Cut, NoCutError, find_cut
+from online_align.good_spans import may_go_on
 from online_align.heard_turns import heard_turns
 from online_align.labels import Label, Opinion, label
 from online_align.pairs import longest_stretch
@@ -111,9 +112,10 @@ def _wrong(call: Conversation, complaints: Sequence[Label]) -> Iterator[tuple[Cu
 
 
 def _right(call: Conversation) -> Iterator[tuple[Cut, PairKind | None]]:
-    """Prompt answers of a call in which nobody minded anything."""
+    """Prompt answers of a call in which nobody minded anything, and over which the caller was silent at first."""
     for signal in call.signals:
-        if signal.kind is SignalKind.RESPONSE and 0 <= (signal.latency_s or 0.0) <= _ANSWER_S:
+        prompt = signal.kind is SignalKind.RESPONSE and 0 <= (signal.latency_s or 0.0) <= _ANSWER_S
+        if prompt and not may_go_on(signal, call.signals):
             at = call.clock.after_heard(signal.t0)
             again = call.next_user(signal.t0 + 0.1)
             reaction = call.columns if again is None else call.clock.heard_at(again.t0)

@@ -41,6 +41,10 @@ _WITHDRAWN: Final = "It learned from a call that has been deleted since."
 _OTHER_BASE: Final = (
     "It was learned on {own}, and calls have {instead} now: nobody can hear it, so nobody can judge it."
 )
+_JUDGED_ON: Final = (
+    "It was learned on {own}, and the base model that calls are to have now is {instead}: nobody could hear it. "
+    "What it learned goes to nobody."
+)
 _NO_CANARY: Final = "Nobody is asked here: the gate's verdict is all the evidence there is."
 
 
@@ -87,8 +91,12 @@ class GateJudge:
         """Judge. Raises as `gate` does, and `JournalError`."""
         from online_align.pair_store import PairStore  # noqa: PLC0415
         from online_align.recorded import find_moments  # noqa: PLC0415
+        from server.engine import model_name  # noqa: PLC0415
 
         gate, store = self.gate, PairStore(journal)
+        if (own := base_of(row)).sha256 not in ("", gate.engine.base_sha256):
+            reason = _JUDGED_ON.format(own=own.checkpoint, instead=model_name(gate.checkpoint.name))
+            return conclude([Check(name="base", outcome=Outcome.FAILED, reason=reason)])
         most = gate.settings.most_pairs
         sessions = set(AdapterRegistry(journal.engine).sessions_of(row.id))
         used = [pair for pair in store.summaries(heldout=False) if pair.session in sessions]
@@ -110,7 +118,8 @@ def submit(
 ) -> Verdict:
     """Judge a staged adapter and let it become the canary, or reject it. Returns the gate's verdict.
 
-    Asked again, it goes on where it was: an adapter that has a verdict is not judged twice. While another is the canary
+    Asked again, it goes on where it was: an adapter that has a verdict is not judged twice, and where another process
+    was quicker, that one's verdict counts. While another is the canary
     it keeps its verdict and stays staged. With evidence "gate" it goes live. Raises `RegistryError` when there is no
     such adapter, and the errors of whoever cannot judge: then it stays staged.
     """
@@ -120,9 +129,13 @@ def submit(
     verdict = _last_verdict(registry, adapter_id)
     if row.state is AdapterState.STAGED:
         if verdict is None:
-            verdict = _judged(journal, row, wanted, judge or GateJudge())
-            registry.add_verdict(verdict.row(adapter_id, VerdictStage.GATE))
-        _move_on(journal, row, verdict, wanted)
+            found = _judged(journal, row, wanted, judge or GateJudge())
+            verdict = _last_verdict(registry, adapter_id)
+            if verdict is None:
+                verdict = found
+                registry.add_verdict(verdict.row(adapter_id, VerdictStage.GATE))
+        if registry.get(adapter_id).state is AdapterState.STAGED:
+            _move_on(journal, row, verdict, wanted)
         verdict = _last_verdict(registry, adapter_id)
     if verdict is None:
         raise RegistryError(
@@ -130,7 +143,8 @@ def submit(
             expected="one that is staged",
             remedy="stage a new one",
         )
-    if wanted.evidence == "gate" and registry.get(adapter_id).state is AdapterState.CANARY:
+    goes_live = wanted.evidence == "gate" and _may_be_heard(journal, row, wanted)
+    if goes_live and registry.get(adapter_id).state is AdapterState.CANARY:
         registry.decide(_word(adapter_id, passed=True, reason=_NO_CANARY), AdapterState.LIVE)
     return verdict
 
@@ -206,7 +220,7 @@ def _move_on(journal: Journal, row: AdapterRow, verdict: Verdict, settings: Rele
         registry.decide(refused.row(row.id, VerdictStage.GATE), AdapterState.REJECTED, expected=staged)
     elif not verdict.passed:
         registry.transition(row.id, AdapterState.REJECTED, expected=staged)
-    elif registry.canary() is None and not _speaks_instead(journal, row, settings):
+    elif registry.canary() is None and _may_be_heard(journal, row, settings):
         registry.transition(row.id, AdapterState.CANARY, expected=staged)
 
 
@@ -226,6 +240,17 @@ def _speaks_instead(journal: Journal, row: AdapterRow, settings: ReleaseSettings
     return newest.checkpoint if known and newest is not None and not newest.is_same(own) else ""
 
 
+def _may_be_heard(journal: Journal, row: AdapterRow, settings: ReleaseSettings) -> bool:
+    """Whether calls have, or are to have, the base model that an adapter was learned on. In doubt not: it can wait.
+
+    Where the flag names another, the newest call may be from before a swap: it must have come with that name.
+    """
+    own, newest = base_of(row), newest_base(journal)
+    if settings.checkpoint in ("", own.checkpoint):
+        return True
+    return newest is not None and newest.checkpoint == settings.checkpoint and newest.is_same(own)
+
+
 def _outcome(
     journal: Journal, row: AdapterRow, found: Observed, settings: ReleaseSettings, at: float
 ) -> tuple[AdapterState | None, str]:
@@ -237,6 +262,8 @@ def _outcome(
     if instead := _speaks_instead(journal, row, settings):
         return AdapterState.REJECTED, _OTHER_BASE.format(own=row.checkpoint, instead=instead)
     decision, reason = _decision(found, settings)
+    if decision is Decision.PROMOTE and not _may_be_heard(journal, row, settings):
+        decision = Decision.WAIT
     if decision is Decision.WAIT and at - row.changed_at > settings.canary.longest_s:
         days = settings.canary.longest_s / 86400
         return AdapterState.REJECTED, f"No decision in {days:g} days, so no promotion. {reason}"

@@ -14,11 +14,12 @@ from sqlalchemy import func, or_, select
 from online_align.bases import base_of, newest_base
 from server.journal import Journal, schema
 from server.journal.adapter_records import SPEAKING
-from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState
+from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState, VerdictStage
 
 __all__ = ["Known", "Served", "served", "when"]
 
 _WAITING: Final = (AdapterState.STAGED, *SPEAKING)
+_UNJUDGED: Final = "no gate has judged it, and nobody hears what no gate has judged: `adapters judge` lets it"
 _NOTHING: Final = (
     "no server is known to have read it: none has refused it, and no kept call has spoken with it. A server that runs "
     "looks within a second; its /api/adapters says whether it is `ready`, or the `problem`"
@@ -46,13 +47,15 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     """Time of day at which the last kept call that spoke with it began."""
     other_base: str = ""
     """The base model that the newest call has, where that is not the one it was learned on."""
+    judged: bool = True
+    """Whether a gate has said anything of it."""
 
     def note(self, state: AdapterState) -> str:
         """A few words, for a line of a list; empty where there is nothing to say of an adapter in this state."""
         if self.refusal:
             return "refused by a server"
         if state in _WAITING and self.other_base:
-            return "of another base model than calls have"
+            return "of another base model than calls have" + ("" if self.judged else ", not judged")
         if self.last_call_at is not None:
             return f"last call {when(self.last_call_at)}"
         return "not known to be read by a server" if state in SPEAKING else ""
@@ -71,16 +74,18 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
             said.append(_NOTHING)
         elif not said and row.state is AdapterState.STAGED:
             said.append("no server has looked at it: they read what is canary or live")
+        if row.state is AdapterState.STAGED and not self.judged:
+            said.append(_UNJUDGED)
         return said
 
 
 def served(journal: Journal, row: AdapterRow) -> Served:
     """Ask the journal."""
-    refusal, last = AdapterRegistry(journal.engine).refusal(row.id), _last_call_at(journal, row.id)
-    newest = newest_base(journal)
+    registry, last, newest = AdapterRegistry(journal.engine), _last_call_at(journal, row.id), newest_base(journal)
+    refusal, judged = registry.refusal(row.id), VerdictStage.GATE in {each.stage for each in registry.verdicts(row.id)}
     known = Known.REFUSED if refusal else Known.NOTHING if last is None else Known.READ
     other = newest.checkpoint if newest is not None and not newest.is_same(base_of(row)) else ""
-    return Served(known=known, refusal=refusal, last_call_at=last, other_base=other)
+    return Served(known=known, refusal=refusal, last_call_at=last, other_base=other, judged=judged)
 
 
 def when(at: float) -> str:

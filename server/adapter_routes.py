@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 from sqlalchemy.exc import SQLAlchemyError
 
+from server.adapter_operator import AdapterOperator
 from server.adapters import Adapters
 from server.calls import CallDesk
 from server.errors import DuologueError
@@ -46,7 +47,7 @@ class AdapterRoutes:
     """The addresses below `/api/adapters`."""
 
     def __init__(self, adapters: Adapters, desk: CallDesk, flips: Flips) -> None:
-        self._adapters = adapters
+        self._adapters, self._operator = adapters, AdapterOperator(adapters)
         self._desk = desk
         self._flips = flips
 
@@ -59,7 +60,7 @@ class AdapterRoutes:
 
     async def _list(self, _request: web.Request) -> web.Response:
         try:
-            rows = await asyncio.to_thread(self._adapters.rows)
+            rows = await asyncio.to_thread(self._operator.rows)
         except (DuologueError, SQLAlchemyError, OSError) as problem:
             return _refusal(503, f"the registry of adapters cannot be read: {problem}")
         calls = self._calls()
@@ -80,7 +81,7 @@ class AdapterRoutes:
 
     async def _show(self, request: web.Request) -> web.Response:
         try:
-            row, verdicts = await asyncio.to_thread(self._adapters.get, request.match_info["id"])
+            row, verdicts = await asyncio.to_thread(self._operator.get, request.match_info["id"])
         except RegistryError as problem:
             return _refusal(404, str(problem))
         except (DuologueError, SQLAlchemyError, OSError) as problem:
@@ -88,10 +89,10 @@ class AdapterRoutes:
         return _json({"adapter": self._view(row, self._calls()), "verdicts": [_said(each) for each in verdicts]})
 
     async def _promote(self, request: web.Request) -> web.Response:
-        return await self._change(request, self._adapters.promote, "promoted by an admin")
+        return await self._change(request, self._operator.promote, "promoted by an admin")
 
     async def _roll_back(self, request: web.Request) -> web.Response:
-        return await self._change(request, self._adapters.roll_back, "taken back by an admin")
+        return await self._change(request, self._operator.roll_back, "taken back by an admin")
 
     async def _change(
         self, request: web.Request, change: Callable[..., AdapterRow], default_reason: str
@@ -108,7 +109,7 @@ class AdapterRoutes:
 
     def _is_known(self, adapter: str) -> bool:
         with contextlib.suppress(DuologueError, SQLAlchemyError, OSError):
-            return bool(self._adapters.get(adapter))
+            return bool(self._operator.get(adapter))
         return False
 
     def _calls(self) -> Counter[str]:

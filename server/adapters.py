@@ -5,7 +5,7 @@ when somebody asks over HTTP. What is to speak is read into the engine in the ba
 then the tick thread is given a new plan (`adapter_plan`), which it obeys between two steps. What cannot be read never
 becomes current: what spoke before goes on, and the reason stands in the log, in `/api/adapters` and among the adapter's
 verdicts. What is live and cannot be read is taken back for the last one before it that can. It opens a journal that is
-there and makes none. It knows no calls.
+there and makes none. It knows no calls; what operators ask is `adapter_operator`'s business.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from server.adapter_shelf import Shelf
 from server.engine import Engine
 from server.errors import DuologueError
 from server.journal import schema
-from server.journal.adapter_records import SPEAKING, refused
+from server.journal.adapter_records import SPEAKING
 from server.journal.database import connect, exists
-from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState, VerdictRow
+from server.journal.registry import AdapterRegistry, AdapterRow, AdapterState
 from server.metrics import Metrics, SwapResult
 
 __all__ = ["Adapters", "Applied", "Prepared"]
@@ -131,38 +131,14 @@ class Adapters:
             if self._database is not None:
                 self._database.dispose()
 
-    # For HTTP. All of these block, for a moment or as long as files are read.
-
-    def rows(self) -> tuple[AdapterRow, ...]:
-        """What is registered, the newest first. Raises `SQLAlchemyError`, `DuologueError` or `OSError`."""
+    def registry(self) -> AdapterRegistry | None:
+        """None as long as there is no journal. Blocks. Raises `SQLAlchemyError`, `DuologueError` and `OSError`."""
         with self._lock:
-            registry = self._registry()
-        return registry.list() if registry is not None else ()
-
-    def get(self, adapter_id: str) -> tuple[AdapterRow, tuple[VerdictRow, ...]]:
-        """One adapter and what was said about it. Raises as `rows` does, and `RegistryError` for an unknown one."""
-        registry = self._existing(adapter_id)
-        return registry.get(adapter_id), registry.verdicts(adapter_id)
-
-    def promote(self, adapter_id: str, *, reason: str) -> AdapterRow:
-        """Take an adapter a step on, and wait until this server has it, or has refused it. Raises as `get` does."""
-        registry = self._existing(adapter_id)
-        row = registry.promote(adapter_id, reason=reason)
-        log.info("adapter %s is %s: %s", row.id, row.state, reason)
-        self.refresh()
-        while adapter_id in self.reading and not self._stopping:
-            if (shelf := self._shelf) is not None:
-                shelf.wait(_POLL_S)
-            self.refresh()
-        return row
-
-    def roll_back(self, adapter_id: str, *, reason: str) -> AdapterRow:
-        """Take an adapter back. When this returns, no call of this server speaks with it. Raises as `get` does."""
-        registry = self._existing(adapter_id)
-        registry.roll_back(adapter_id, reason=reason)
-        self.refresh()
-        log.info("adapter %s was taken back: %s", adapter_id, reason)
-        return registry.get(adapter_id)
+            if self._database is None:
+                if not exists(*self._place):
+                    return None
+                self._database = connect(*self._place)
+            return AdapterRegistry(self._database)
 
     @property
     def reading(self) -> frozenset[str]:
@@ -184,12 +160,13 @@ class Adapters:
                 self._follow(self._shelf)
                 self.problem = ""
 
-    def _existing(self, adapter_id: str) -> AdapterRegistry:
-        with self._lock:
-            registry = self._registry()
-        if registry is None:
-            raise refused(f"adapter {adapter_id[:80]!r}", "a journal, and there is none yet", "let a call be kept")
-        return registry
+    def settle(self, adapter_id: str) -> None:
+        """Look now, and wait until an adapter that is being read is ready or refused. Blocks. Never raises."""
+        self.refresh()
+        while adapter_id in self.reading and not self._stopping:
+            if (shelf := self._shelf) is not None:
+                shelf.wait(_POLL_S)
+            self.refresh()
 
     def _run(self) -> None:
         while not self._stopping:
@@ -213,13 +190,6 @@ class Adapters:
             log.error("%s", problem)
         self.problem = problem
 
-    def _registry(self) -> AdapterRegistry | None:
-        if self._database is None:
-            if not exists(*self._place):
-                return None
-            self._database = connect(*self._place)
-        return AdapterRegistry(self._database)
-
     def _follow(self, shelf: Shelf) -> None:
         plan = self._make_plan(shelf, self.plan)
         idle = self._idle(shelf, plan)
@@ -235,7 +205,7 @@ class Adapters:
 
     def _make_plan(self, shelf: Shelf, before: Plan) -> Plan:
         """Look at the registry, begin to read what is to speak, and say what calls are to speak with now."""
-        registry = self._registry()
+        registry = self.registry()
         if registry is None or not shelf.engine.adapter_places:
             return before
         for refusal in shelf.settle():
@@ -274,7 +244,7 @@ class Adapters:
 
     def _want_predecessor(self, shelf: Shelf) -> None:
         """Have at hand what a rollback would bring back."""
-        registry = self._registry()
+        registry = self.registry()
         if registry is None or not shelf.engine.adapter_places:
             return
         if before := next(iter(retired(registry, shelf.engine)), None):

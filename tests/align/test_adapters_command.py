@@ -26,6 +26,9 @@ GOOD = conclude(
 )
 BAD = conclude([Check(name="answered", outcome=Outcome.FAILED, reason="It is mute.", value=0.0, base=0.8, limit="0.7")])
 
+BESIDE = ("--priority", "normal")
+"""The process that tests must not become the last."""
+
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
@@ -42,6 +45,14 @@ def data_dir(tmp_path: Path) -> Path:
 
 def call(data_dir: Path, *arguments: str) -> int:
     return main(["adapters", "--data-dir", str(data_dir), *arguments])
+
+
+def few_calls(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """The gate that the command will use: it plays fewer calls than even `--quick`."""
+    sizes = Sizes(question=4, pause=0, interruption=0, hum=0, nobody=1)
+    gate = Gate("mini", GateSettings(sizes=sizes, slots=5, drift_calls=3, step_ratio=math.inf))
+    monkeypatch.setattr(online_align.gate, "Gate", lambda *_: gate)
+    return gate
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> str:
@@ -109,7 +120,7 @@ def test_promote_and_roll_back(data_dir: Path, capsys: pytest.CaptureFixture[str
 def test_what_servers_have_made_of_it_is_told_as_far_as_it_is_known(
     data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The server's side of it is `tests/server/test_swap.py`."""
+    """The server's side of it is `tests/server/test_swap_refused.py`."""
 
     def told(name: str) -> tuple[str, str, str]:
         assert call(data_dir, "show", name) == 0
@@ -157,7 +168,9 @@ def test_what_servers_have_made_of_it_is_told_as_far_as_it_is_known(
         (("promote", "none"), "one that is in the journal"),
         (("rollback", "bad"), "from rejected to rolled_back"),
         (("show", "../../etc/passwd"), "one that is in the journal"),
-        (("diff", "none", "base"), "one that is in the journal"),
+        (("diff", *BESIDE, "none", "base"), "one that is in the journal"),
+        (("judge", "none"), "one that is in the journal"),
+        (("judge", "good"), "which is canary"),
     ],
 )
 def test_what_it_refuses(
@@ -197,11 +210,57 @@ def test_a_config_changed_after_it_was_entered_is_refused_and_shown(
 
 
 @pytest.mark.mini
+def test_what_no_gate_has_judged_can_be_judged(
+    data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `once --no-release` leaves them: a change of no account, and a mute one. The real gate, with fewer calls."""
+    gate = few_calls(monkeypatch)
+    journal = open_journal(data_dir)
+    registry = AdapterRegistry(journal.engine)
+    parts = {"small": hacks.small(), "mute": hacks.mute(hacks.Calls(gate, gate.base()))}
+    for name, changed in parts.items():
+        folder = hacks.write(data_dir / "adapters" / name, changed)
+        sha256 = file_sha256(folder / ADAPTER_WEIGHTS)
+        registry.add(AdapterRow(id=name, checkpoint="mini", path=f"adapters/{name}", sha256=sha256))
+    assert call(data_dir, "show", "small") == 0
+    assert "no gate has judged it, and nobody hears what no gate has judged: `adapters judge` " in printed(capsys)
+    assert call(data_dir, "judge", "mute", *BESIDE) == 1
+    said = printed(capsys).splitlines()
+    assert said[0].startswith("gate: refused. ")
+    assert [line for line in said if line.startswith("  NO kl ")], said
+    assert said[-1] == "mute is rejected"
+    assert call(data_dir, "judge", "small", *BESIDE, "--json") == 0
+    small = json.loads(printed(capsys))
+    assert (small["adapter"]["state"], small["verdict"]["passed"]) == ("staged", True), "`good` is canary until it ends"
+    assert call(data_dir, "rollback", "good") == 0
+    assert call(data_dir, "judge", "small", *BESIDE, "--evidence", "gate") == 0
+    assert printed(capsys).splitlines()[-1] == "small is live"
+    assert len([row for row in registry.verdicts("small") if row.stage is VerdictStage.GATE]) == 1, "judged once"
+    journal.engine.dispose()
+    assert call(data_dir, "judge", "small", *BESIDE) == 1
+    assert "got adapter 'small', which is live; expected one that is staged" in capsys.readouterr().err
+
+
+def test_what_calls_cannot_have_is_judged_only_for_the_model_that_is_to_serve(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an adapter of the base model before is not let through by naming no model."""
+    journal = open_journal(data_dir)
+    record(journal, ["a"], 3)
+    registry = AdapterRegistry(journal.engine)
+    registry.add(AdapterRow(id="old", checkpoint="before", path="adapters/old", sha256="ab" * 32))
+    assert call(data_dir, "judge", "old", *BESIDE) == 1
+    said = capsys.readouterr().err
+    assert "got adapter 'old', which was learned on before, while calls have mini; expected one that calls can" in said
+    assert "name with --checkpoint the model that is to serve" in said
+    assert (registry.get("old").state, registry.verdicts("old")) == ("staged", ())
+    journal.engine.dispose()
+
+
+@pytest.mark.mini
 def test_diff(data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A mute adapter against the base model, with fewer calls than even `--quick` plays."""
-    sizes = Sizes(question=4, pause=0, interruption=0, hum=0, nobody=1)
-    gate = Gate("mini", GateSettings(sizes=sizes, slots=5, drift_calls=3, step_ratio=math.inf))
-    monkeypatch.setattr(online_align.gate, "Gate", lambda *_: gate)
+    gate = few_calls(monkeypatch)
     folder = hacks.write(data_dir / "adapters" / "mute", hacks.mute(hacks.Calls(gate, gate.base())))
     journal = open_journal(data_dir)
     sha256 = file_sha256(folder / ADAPTER_WEIGHTS)
@@ -209,16 +268,16 @@ def test_diff(data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         AdapterRow(id="mute", checkpoint="mini", path="adapters/mute", sha256=sha256, made_at=9.0)
     )
     journal.engine.dispose()
-    assert call(data_dir, "diff", "base", "mute", "--json") == 0
+    assert call(data_dir, "diff", *BESIDE, "base", "mute", "--json") == 0
     found = json.loads(printed(capsys))["difference"]
     assert found["drift"]["kl"] > 0.1
     assert (found["first"]["answered"]["value"], found["second"]["answered"]["value"]) == (1.0, 0.0)
     assert found["norms"]["text_linear"][0] == 0.0
     assert found["norms"]["text_linear"][1] > 0.01
-    assert call(data_dir, "diff", "mute", "mute") == 0
+    assert call(data_dir, "diff", *BESIDE, "mute", "mute") == 0
     assert "KL of mute from mute: 0 nats" in printed(capsys).replace("-0 ", "0 ")
     content = bytearray((folder / ADAPTER_WEIGHTS).read_bytes())
     content[-2] ^= 0x01
     (folder / ADAPTER_WEIGHTS).write_bytes(content)
-    assert call(data_dir, "diff", "base", "mute") == 1
+    assert call(data_dir, "diff", *BESIDE, "base", "mute") == 1
     assert f"expected SHA-256 {sha256}" in capsys.readouterr().err, "what is compared is what was staged"

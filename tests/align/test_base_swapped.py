@@ -13,7 +13,7 @@ from online_align.learn_command import parser
 from online_align.learning import Learner, review_of
 from online_align.pair_store import PairStore
 from online_align.progress import LearnerMetrics, Progress
-from online_align.release import ReleaseSettings, go_on, review, submit
+from online_align.release import Evidence, ReleaseSettings, go_on, review, submit
 from online_align.round_plan import Stage
 from online_align.rounds import Rounds
 from online_align.watch import watch
@@ -132,6 +132,34 @@ def test_where_the_gate_is_enough_the_old_bases_adapter_does_not_go_live(journal
     review(journal, settings, now=3000.0)
     go_on(journal, settings)
     assert states(journal) == {"one": "rejected", "two": "staged"}
+
+
+@pytest.mark.parametrize("evidence", ["users", "gate"])
+def test_what_passed_on_the_old_base_waits_even_before_anybody_has_called_since(
+    journal: Journal, evidence: Evidence
+) -> None:
+    """The learner died after the verdict and begins again on the new base: the newest call is still an old one."""
+    entered(journal, "one", OLD, "staged", changed_at=100.0)
+    called(journal, OLD, "", {"u": 0}, at=2000.0)
+    swapped = ReleaseSettings(checkpoint="new", evidence=evidence)
+    assert submit(journal, "one", swapped, judge=says(GOOD)).passed
+    go_on(journal, swapped)
+    assert states(journal) == {"one": "staged"}
+    called(journal, OLD | {"checkpoint": "new"}, "", {"u": 0}, at=3000.0)  # the same weights, by another name
+    go_on(journal, swapped)
+    assert states(journal) == {"one": {"users": "canary", "gate": "live"}[evidence]}
+
+
+def test_a_canary_does_not_go_live_on_another_base_before_anybody_has_called_since(journal: Journal) -> None:
+    entered(journal, "one", OLD, "canary", changed_at=100.0)
+    called(journal, OLD, "", {"u": 0}, at=2000.0)
+    swapped = ReleaseSettings(checkpoint="new", evidence="gate")
+    submit(journal, "one", swapped)
+    review(journal, swapped, now=3000.0)
+    assert states(journal) == {"one": "canary"}
+    called(journal, NEW, "", {"u": 0}, at=4000.0)
+    review(journal, swapped, now=5000.0)
+    assert states(journal) == {"one": "rejected"}
 
 
 def test_people_of_the_old_base_are_nobodys_control(journal: Journal) -> None:

@@ -97,7 +97,7 @@ async def test_wrong_answers_become_pairs_a_round_and_an_adapter_that_is_judged(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(learn_command, "_step_back", lambda *_: None)  # this process must not become the last
+    monkeypatch.setattr(learn_command, "step_back", lambda *_: None)  # this process must not become the last
     monkeypatch.setattr(release, "GateJudge", functools.partial(GateJudge, settings=QUICK))
     caplog.set_level(logging.INFO)
     data = tmp_path / "data"

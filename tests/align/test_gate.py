@@ -75,7 +75,7 @@ def said(verdict: Verdict) -> str:
 
 
 def test_a_small_change_passes_and_says_what_it_does_not_know(gate: Gate, tmp_path: Path) -> None:
-    folder = hacks.write(tmp_path / "small", small())
+    folder = hacks.write(tmp_path / "small", hacks.small())
     verdict = gate.judge(folder, sha256=file_sha256(folder / ADAPTER_WEIGHTS))
     assert verdict.passed, said(verdict)
     unknown = {check.name for check in verdict.checks if check.outcome is Outcome.UNKNOWN}
@@ -142,11 +142,6 @@ def test_lengths_must_stay_on_both_sides() -> None:
         assert found.outcome == outcome
     nothing = judged(limit, Measure(value=2.0, of=9, unit="s"), Measure(value=None, of=0, unit="s"))
     assert nothing.outcome is Outcome.UNKNOWN
-
-
-def small() -> hacks.Parts:
-    torch.manual_seed(0)
-    return {"text_linear": (torch.randn(4, 256) / 16, torch.randn(640, 4) * 1e-3)}
 
 
 def test_limits_on_drift_and_size(gate: Gate, calls: hacks.Calls, tmp_path: Path) -> None:
@@ -257,7 +252,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("what", BAD)
 def test_bad_files_are_refused_before_anything_runs(gate: Gate, tmp_path: Path, what: str) -> None:
     spoil, why = BAD[what]
-    folder = hacks.write(tmp_path / "bad", small())
+    folder = hacks.write(tmp_path / "bad", hacks.small())
     sha256 = file_sha256(folder / ADAPTER_WEIGHTS)
     spoil(folder)
     verdict = gate.judge(folder, sha256=sha256 if what == "corrupt" else None)

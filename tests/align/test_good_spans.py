@@ -74,6 +74,7 @@ def test_an_answer_begins_in_the_middle_of_its_span(journal: Journal) -> None:
         ((ANSWERED, Signal(id=2, kind=SignalKind.FEEDBACK, t0=3.0, t1=3.0, confidence=1.0, value="down")), {}),
         ((signal(1, SignalKind.RESPONSE, 2.1, 1.4),), {}),
         ((signal(1, SignalKind.BACKCHANNEL, 2.1),), {}),
+        ((ANSWERED, signal(2, SignalKind.BACKCHANNEL, 3.1)), {}),
         ((ANSWERED,), {"train": False}),
         ((ANSWERED,), {"checkpoint": "another"}),
         ((ANSWERED,), {"base_sha256": "cd"}),
@@ -81,13 +82,17 @@ def test_an_answer_begins_in_the_middle_of_its_span(journal: Journal) -> None:
         ((ANSWERED,), {"frames": FIRST_WORD + 5}),
         ((ANSWERED,), {"word": 10}),
     ],
-    ids=["a takeover", "no response", "thumbs down", "late", "no answer", "not permitted", "another model",
-         "other weights of that name", "no word",
-         "cut short", "it was talking already"],
+    ids=["a takeover", "no response", "thumbs down", "late", "no answer", "into a pause", "not permitted",
+         "another model", "other weights of that name", "no word", "cut short", "it was talking already"],
 )  # fmt: skip
 def test_what_is_none(journal: Journal, signals: tuple[Signal, ...], more: dict[str, object]) -> None:
     call(journal, "other", *signals, **more)  # type: ignore[arg-type]
     assert found(journal) == []
+
+
+def test_a_hum_later_in_the_answer_does_no_harm(journal: Journal) -> None:
+    call(journal, "hummed", ANSWERED, signal(2, SignalKind.BACKCHANNEL, ANSWERED.t0 + 2.6))
+    assert len(found(journal)) == 1
 
 
 def test_the_newest_first_and_no_more_than_asked(journal: Journal) -> None:

@@ -153,7 +153,7 @@ def test_a_full_disk_is_told_and_the_round_goes_on_when_there_is_room(
 def test_it_takes_its_place_behind_the_server() -> None:
     """In a process of its own: nice 19, and idle where the system has such a class."""
     program = (
-        "import os; from online_align.learn_command import _step_back; _step_back(1, 'idle');"
+        "import os; from online_align.background import step_back; step_back(1, 'idle');"
         "import torch; print(os.nice(0), os.sched_getscheduler(0) == os.SCHED_IDLE, torch.get_num_threads())"
     )
     done = subprocess.run(

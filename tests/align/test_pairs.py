@@ -265,6 +265,25 @@ def test_running_again_adds_nothing_and_says_the_same(
     assert np.array_equal(after.chosen.tokens_TK, before.chosen.tokens_TK)
 
 
+def test_of_a_call_the_first_fault_and_one_more_at_most(
+    journal: Journal, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Nobody answers him three times, and he asks again each time. What was made before counts."""
+    engine = Engine.load("mini", slots=1, device="cpu")
+    asked = [(0.8 + 4.8 * number, clip(f"demo_{which}.opus")) for number, which in enumerate((2, 4, 3, 2))]
+    keep(journal, "call", call(engine, sound(*asked, seconds=17.5), sampling=MUTE))
+    store = PairStore(journal)
+    assert builder(journal, checkpoint, tmp_path).build().made == {"C": 2}
+    first, second = sorted(pair.at_tick for pair in store.read())
+    tally = builder(journal, checkpoint, tmp_path, per_session=3).build()
+    assert tally.made == {"C": 1}, f"there were three: {tally}"
+    assert sorted(pair.at_tick for pair in store.read())[:2] == [first, second]
+    with journal.engine.begin() as connection:
+        connection.execute(schema.pairs.delete().where(schema.pairs.c.at_tick == first))
+    tally = builder(journal, checkpoint, tmp_path).build()
+    assert (tally.made.total(), tally.known) == (0, 2)
+
+
 def test_the_same_call_twice_is_one_pair(
     journal: Journal, checkpoint: Checkpoint, tmp_path: Path, calls: Calls
 ) -> None:
@@ -311,8 +330,9 @@ def test_calls_of_other_models_and_adapters_that_are_gone_are_counted(
     with journal.engine.begin() as connection:
         adapted = schema.sessions.c.id == "adapted"
         connection.execute(update(schema.sessions).where(adapted).values(adapter="gone"))
-    tally = builder(journal, checkpoint, tmp_path).build()
-    assert tally.refused == {"a call of another model": 2, "its adapter is gone": 1}
+    ours = builder(journal, checkpoint, tmp_path)
+    assert ours.build().refused == {"a call of another model": 2, "its adapter is gone": 1}
+    assert "a call of another model" not in ours.build().refused, "it is not looked at again"
 
 
 def test_a_model_that_is_named_by_its_folder_is_the_one_that_was_called(

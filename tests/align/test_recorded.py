@@ -16,7 +16,7 @@ from online_align.verdicts import Outcome
 from server.engine import Engine, SamplingParams
 from server.engine.checkpoint import Checkpoint
 from server.journal import Journal, open_journal
-from server.signals import SignalKind
+from server.signals import Signal, SignalKind
 from tests.align import hacks
 from tests.align.told import FRAME_S, Told, call, keep, sound
 from tests.signals.sounds import clip
@@ -102,6 +102,24 @@ def test_where_the_moments_lie_and_whose_they_are(
     each_person = find_moments(journal, checkpoint, learned=(), of_one=1)
     people = [each.session[-1] for each in of_kind(each_person, None)]
     assert len(people) == len(set(people))
+
+
+@pytest.mark.mini
+@pytest.mark.parametrize(("after_s", "counts"), [(1.4, False), (3.0, True)])
+def test_where_the_caller_may_have_gone_on_no_answer_was_right(
+    tmp_path: Path, checkpoint: Checkpoint, told: dict[str, Told], after_s: float, counts: bool
+) -> None:
+    """The rest of a question after a pause, one short word, is taken for a hum over the reply."""
+    fine = told["fine"]
+    first = next(each for each in fine.signals if each.kind is SignalKind.RESPONSE)
+    at_s = first.t0 + after_s
+    hum = Signal(id=90, kind=SignalKind.BACKCHANNEL, t0=at_s, t1=at_s + 0.3, confidence=0.5)
+    journal = open_journal(tmp_path)
+    hummed = msgspec.structs.replace(fine, signals=[*fine.signals, hum])
+    keep(journal, "call", hummed, checkpoint=checkpoint.name, sampling=SamplingParams(use_sampling=False))
+    moments = [each.at_tick * FRAME_S for each in find_moments(journal, checkpoint, learned=())]
+    assert any(at == pytest.approx(first.t0, abs=2 * FRAME_S) for at in moments) is counts
+    journal.engine.dispose()
 
 
 @pytest.mark.mini

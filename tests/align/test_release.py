@@ -74,6 +74,20 @@ def test_a_second_one_waits_with_its_verdict(journal: Journal) -> None:
     assert len(registry.verdicts("two")) == 1
 
 
+def test_two_that_judge_at_once_give_one_verdict(journal: Journal) -> None:
+    """A learner and an operator: who ends first counts, and the other one goes on from there."""
+    registry = AdapterRegistry(journal.engine)
+    registry.add(row("one"))
+
+    def slow(*_: object) -> Verdict:
+        assert submit(journal, "one", judge=says(GOOD)).passed
+        return BAD
+
+    assert submit(journal, "one", judge=slow) == GOOD
+    assert states(journal) == {"one": "canary"}
+    assert len(registry.verdicts("one")) == 1
+
+
 def test_where_nobody_can_be_asked_the_gate_is_enough_and_says_so(journal: Journal) -> None:
     registry = AdapterRegistry(journal.engine)
     for name in ("one", "two"):

@@ -97,7 +97,7 @@ def test_a_call_that_goes_on_is_left_alone(tmp_path: Path) -> None:
     from tests.journal.calls import session
 
     journal = open_journal(tmp_path)
-    writer = JournalWriter(journal.engine, journal.keys)
+    writer = JournalWriter(journal.engine, journal.keys, most_waiting=20_000)
     writer.start()
     writer.begin(session("abc"))
     writer.stop()

@@ -346,7 +346,7 @@ def test_the_command_killed_with_kill_9(journal: Journal, tmp_path: Path, tiny: 
 def test_the_command_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learn_command, "_step_back", lambda *_: None)  # this process must not become the last
+    monkeypatch.setattr(learn_command, "step_back", lambda *_: None)  # this process must not become the last
     where = ["--data-dir", str(tmp_path), "--checkpoint", tiny, "--no-collect", "--no-release", "--priority", "normal"]
     assert main(["once", *where]) == 1
     assert "where no call was ever kept" in capsys.readouterr().err

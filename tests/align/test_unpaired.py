@@ -106,7 +106,7 @@ def test_good_spans_are_praise_and_others_that_are_replayed_are_not(tiny: Path, 
     """Without the anchor, only what counts as praise can move anything."""
     again = referenced(tiny, [random_pair(n) for n in range(20, 24)])
     praised = [
-        msgspec.structs.replace(pair, evidence=Evidence(rule="good-spans-1", signals=(), confidence=1.0))
+        msgspec.structs.replace(pair, evidence=Evidence(rule="good-spans-2", signals=(), confidence=1.0))
         for pair in again
     ]
 

@@ -106,7 +106,7 @@ def keep(
     model_codebooks: int = 6,
 ) -> None:
     """Write a call into a journal as the server does."""
-    writer = JournalWriter(journal.engine, journal.keys, commit_s=0.02)
+    writer = JournalWriter(journal.engine, journal.keys, commit_s=0.02, most_waiting=20_000)
     writer.start()
     writer.begin(
         SessionRecord(

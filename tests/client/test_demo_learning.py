@@ -7,13 +7,13 @@ import pytest
 
 from client import demo_learning
 from client.demo_learning import Count, Learned, table
-from client.demo_people import PEOPLE, hesitations, load_people
+from client.demo_people import PEOPLE, hesitations, load_people, plain_questions
 from client.errors import ClientError, SoundFileError
 from client.sound import FRAME_SIZE, SAMPLE_RATE_HZ
 
 
 def count(took: int, *said: str) -> Count:
-    return Count(calls=2, took_pause=took, right=1, said=said, adapter=None)
+    return Count(calls=4, pauses=2, took_pause=took, right=1, said=said, adapter=None)
 
 
 def learned(before: Count, after: Count, *, live_to: str | None = "round-0001") -> Learned:
@@ -29,9 +29,29 @@ def test_a_hesitation_is_quiet_in_the_middle_and_ends_when_it_says() -> None:
     for each in found:
         assert len(each.sound) % FRAME_SIZE == 0
         assert sum(map(len, each.frames())) == len(each.sound)
+        assert each.pause_at_s is not None
         pause = each.sound[round((each.pause_at_s + 0.1) * SAMPLE_RATE_HZ) :][: SAMPLE_RATE_HZ // 2]
         assert pause.std() < 0.1 * each.sound.std()
         assert each.sound[round((each.end_s + 0.3) * SAMPLE_RATE_HZ) :].std() < 0.1 * each.sound.std()
+
+
+def test_who_does_not_stop_says_the_recording_as_it_is() -> None:
+    """The same recordings with a pause of a second are a second longer; without a stop their ends lie nearer."""
+    people = [each for each in load_people() if each.category in ("sums", "capitals")]
+    plain = {(each.text, each.voice): each for each in plain_questions(people, len(people), seed=1)}
+    both = [(plain[each.text, each.voice], each) for each in hesitations(people, 8, pause_s=1.0, seed=1)]
+    assert len(both) == 8
+    for without, with_ in both:
+        assert without.pause_at_s is None
+        assert with_.end_s - without.end_s == pytest.approx(1.0)
+        assert len(with_.sound) - len(without.sound) in (12 * FRAME_SIZE, 13 * FRAME_SIZE)
+
+
+def test_plain_questions_are_of_every_sort_and_want_no_telling() -> None:
+    people = load_people()
+    said = {(each.text, each.voice): each.category for each in people}
+    sorts = {said[each.text, each.voice] for each in plain_questions(people, 200, seed=1)}
+    assert sorts == {each.category for each in people} - {"hum", "tellings"}
 
 
 def test_the_same_seed_gives_the_same_callers() -> None:
@@ -61,7 +81,8 @@ def test_what_counts_as_having_learned(story: Learned, happened: bool) -> None:
 def test_the_table_has_both_sides() -> None:
     lines = table(learned(count(2, "a", "b"), count(1, "a", "c"))).splitlines()
     assert lines[1].split() == ["pauses", "taken", "2", "of", "2", "1", "of", "2"]
-    assert "1 of 2 questions were answered in other words" in lines[3]
+    assert lines[2].split() == ["questions", "answered", "right", "1", "of", "4", "1", "of", "4"]
+    assert "1 of 4 questions were answered in other words" in lines[3]
     assert "the base model and then with round-0001" in lines[4]
 
 
