@@ -9,7 +9,6 @@ keeps references with the pairs, so a step has none to make; a pair's first trai
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import numpy as np
 
 from benchmarks.report import Row, compare, note, parser, publish
 from benchmarks.servers import checkpoint_folder
@@ -114,9 +112,11 @@ def _in_a_process(side: str, given: argparse.Namespace) -> Trial:
 def _trial(given: argparse.Namespace) -> Trial:
     import torch  # noqa: PLC0415 - the process that only compares needs none
 
+    from benchmarks.random_pairs import random_pairs  # noqa: PLC0415
+
     torch.set_num_threads(given.threads)
     folder = checkpoint_folder(given.checkpoint)
-    pairs = _pairs(given, folder)
+    pairs = random_pairs(given.pairs, folder, frames=given.frames)
     step, refer, score = (_ours if given.side == "ours" else _peer)(given, folder, pairs)
     scores = score()
     before = _reset_peak_mb()
@@ -180,31 +180,6 @@ def _peer(given: argparse.Namespace, folder: Path, pairs: "list[Pair]") -> Side:
 
     plain = PlainDpo(folder, rank=_RANK, scaling=2.0, beta=_BETA)
     return lambda: plain.step(pairs, given.peer_pairs), lambda: None, lambda: plain.ratios(pairs[:2]).tolist()
-
-
-def _pairs(given: argparse.Namespace, folder: Path) -> "list[Pair]":
-    from online_align import records  # noqa: PLC0415
-
-    config = json.loads((folder / "config.json").read_text())
-    draw = np.random.default_rng(0)
-    past, most_past, side, most_side = given.frames
-
-    def columns(frames: int) -> np.ndarray:
-        made = draw.integers(0, config["card"], (frames, 1 + config["n_q"]))
-        made[:, 0] = draw.integers(0, config["text_card"], frames)
-        return made.astype(np.int16)
-
-    def pair(number: int) -> "Pair":
-        context, sides = columns(int(draw.integers(past, most_past + 1))), draw.integers(side, most_side + 1, 2)
-        chosen, rejected = (records.Side(tokens_TK=columns(int(frames)), words="") for frames in sides)
-        return records.Pair(
-            id=f"{number:03d}", session="", user_hash="", kind=records.PairKind.CONTENT, made_at=0.0,
-            at_tick=len(context), event=0, policy="", heldout=False,
-            evidence=records.Evidence(rule="", signals=(), confidence=1.0),
-            context_PK=context, chosen=chosen, rejected=rejected,
-        )  # fmt: skip
-
-    return [pair(number) for number in range(given.pairs)]
 
 
 def _reset_peak_mb() -> float:

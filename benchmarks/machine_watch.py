@@ -2,9 +2,9 @@
 
 Started as `python -m benchmarks.machine_watch FILE PID`. On every core a thread above all others sleeps a millisecond
 at a time and notes when it is woken late: then the core, and not our own work on it, was held up by its host or by its
-kernel. Now and then it does the same small piece of work and notes what that took: a core that computes, but slower, is
-shared with somebody whom the machine cannot see. Beside that it samples who computes: the process PID and its children,
-or others. Written when it is told to end (SIGTERM). Linux only.
+kernel. Now and then it does the same small piece of work and notes what that took, to be read beside other moments of
+the same run: twice the median is nothing unusual. Beside that it samples who computes: the process PID and its
+children, or others. Written when it is told to end (SIGTERM). Linux only.
 """
 
 import contextlib

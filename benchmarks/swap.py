@@ -25,9 +25,8 @@ from benchmarks.swap_bursts import Window, find_bursts, step_cost_ratio
 from benchmarks.swap_files import stocked
 from benchmarks.swap_recorded import read_recordings, recorded_server
 from benchmarks.swap_tally import Tally, read_tally, rows_of, write_tally
-from benchmarks.trial import load
+from benchmarks.trial import answered_and_late, load
 from client.load.report import LoadReport
-from client.load.server_metrics import metrics_url, read_metrics
 from server.journal.registry import AdapterRegistry
 
 __all__ = ["Operator", "Pace", "Run", "main"]
@@ -57,20 +56,19 @@ class Operator:
         self.swapped_at: list[float] = []
         """Monotonic seconds of each swap's beginning."""
         self._url = url.replace("ws://", "http://")
-        self._metrics = metrics_url(url)
         self._registry = registry
         self._names = iter(names)
         self._direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def window(self, seconds: float, swaps: int) -> Window:
         """Swap so often in so many seconds, at an even pace, and count what came late meanwhile."""
-        answered, late = self._counts()
+        answered, late = answered_and_late(self._url)
         began = time.monotonic()
         for number in range(swaps):
             time.sleep(max(0.0, began + number * seconds / swaps - time.monotonic()))
             self._make_live(next(self._names))
         time.sleep(max(0.0, began + seconds - time.monotonic()) + _LATE_TO_ARRIVE_S)
-        after, later = self._counts()
+        after, later = answered_and_late(self._url)
         spent_s = time.monotonic() - began
         return Window(swaps=swaps, seconds=spent_s, answered=after - answered, late=later - late, began_s=began)
 
@@ -134,13 +132,6 @@ class Operator:
         request = urllib.request.Request(self._url + path, method="POST", headers={"Authorization": f"Bearer {_TOKEN}"})
         with self._direct.open(request, timeout=_PATIENCE_S) as response:
             return json.load(response)
-
-    def _counts(self) -> tuple[int, int]:
-        scrape = read_metrics(self._metrics)
-        if scrape is None:
-            raise RuntimeError("the server shows no metrics")
-        late = scrape.frames.get("late", 0.0)
-        return int(late + scrape.frames.get("on_time", 0.0)), int(late)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.machine_watch import Piece, Watched
 from benchmarks.swap_server import LateNote, Recording
 
-__all__ = ["QUIET_CORES", "Burst", "During", "Window", "find_bursts", "others_in", "step_cost_ratio"]
+__all__ = ["QUIET_CORES", "Burst", "During", "Window", "find_bursts", "others_in", "slowed_in", "step_cost_ratio"]
 
 QUIET_CORES: Final = 0.05
 """What the system itself does on a machine on which nobody else computes, in its worst second."""
@@ -43,6 +43,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic."""
     others_cores: float | None = None
     """What other processes had of the cores, in the worst second; None when nobody watched."""
+    slowed_p99: float | None = None
+    """So many times its median of the whole run did the slowest hundredth of pieces of the same work take."""
 
     @property
     def quiet(self) -> bool:
@@ -65,6 +67,8 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
     step_ms: float
     computed_ms: float
     """Of a step, in compiled code."""
+    temporal_ms: float = 0.0
+    """Of that, by the temporal transformer: most of it is reading keys and values."""
     handed_over_ms: float
     """From the end of a step to the event loop, Opus included."""
     sent_ms: float = 0.0
@@ -76,7 +80,10 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
     hiccup_ms: float
     """A core stood still: nothing of ours was run, at whatever priority."""
     slowed: float = 1.0
-    """So many times its median of the whole run did the same piece of work take, above everything of ours."""
+    """So many times its median of the whole run did the same piece of work take, above everything of ours.
+
+    `Window.slowed_p99` tells what is usual.
+    """
     stolen_ms: float
     """Processor time that the host took, in all."""
     others_cores: float
@@ -95,10 +102,11 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
         swap = "no swap before" if self.swap_ago_s is None else f"a swap {self.swap_ago_s:.2f} s before"
         return (
             f"{self.frames} late {self.during}, {swap}, {self.worst_ms:.0f} ms at worst: waited {self.waited_ms:.0f}, "
-            f"step {self.step_ms:.0f} (computed {self.computed_ms:.0f}; {self.rows} rows, {self.versions} versions), "
+            f"step {self.step_ms:.0f} (computed {self.computed_ms:.0f}, temporal {self.temporal_ms:.0f}; "
+            f"{self.rows} rows, {self.versions} versions), "
             f"handed over {self.handed_over_ms:.0f}, sent {self.sent_ms:.0f}; collector {self.collector_ms:.0f}; "
-            f"the machine stood still {self.hiccup_ms:.0f} ms, was {self.slowed:.1f} times slower, "
-            f"its host took {self.stolen_ms:.0f} ms, "
+            f"the machine stood still {self.hiccup_ms:.0f} ms, its host took {self.stolen_ms:.0f} ms, "
+            f"a piece of work took {self.slowed:.1f} times its median, "
             f"others had {self.others_cores:.2f} cores"
         )
 
@@ -127,6 +135,12 @@ def others_in(window: Window, watched: Watched) -> float | None:
         each.seconds for each in watched.others if window.began_s <= each.at <= window.began_s + window.seconds + 1
     ]
     return max(seconds, default=None)
+
+
+def slowed_in(window: Window, watched: Watched) -> float | None:
+    """How much slower than in its median the machine was, in the slowest hundredth of a window. None if unwatched."""
+    ratios = _ratios(watched.pieces, window.began_s, window.began_s + window.seconds)
+    return float(np.percentile(ratios, 99)) if ratios else None
 
 
 def _groups(late: Iterable[LateNote]) -> Iterator[list[LateNote]]:
@@ -158,6 +172,7 @@ def _describe(
         waited_ms=_longest(each.began_at - each.due_at for each in late),
         step_ms=_longest(step.stepped_at - step.began_at for step in steps),
         computed_ms=_longest(step.computed_s for step in steps),
+        temporal_ms=_longest(step.temporal_s for step in steps),
         handed_over_ms=_longest(step.delivered_at - step.stepped_at for step in steps),
         sent_ms=_longest(each.sent_at - each.stepped_at for each in late),
         rows=max((step.rows for step in steps), default=0),
@@ -176,8 +191,13 @@ def _describe(
 
 def _slowed(pieces: Sequence[Piece], began: float, ended: float) -> float:
     """The slowest piece meanwhile, by the median of all on that core; 1 where none was done."""
+    return max(_ratios(pieces, began, ended + _PIECE_S), default=1.0)
+
+
+def _ratios(pieces: Sequence[Piece], began: float, ended: float) -> list[float]:
+    """What pieces took, by the median of all on their core."""
     usual = {core: statistics.median(p.seconds for p in pieces if p.core == core) for core in {p.core for p in pieces}}
-    return max((p.seconds / usual[p.core] for p in pieces if began <= p.at <= ended + _PIECE_S), default=1.0)
+    return [p.seconds / usual[p.core] for p in pieces if began <= p.at <= ended]
 
 
 def _longest(seconds: Iterable[float]) -> float:

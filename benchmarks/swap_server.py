@@ -34,6 +34,8 @@ class StepNote(msgspec.Struct, frozen=True, array_like=True):
     """On the event loop, as Opus."""
     computed_s: float
     """In compiled code."""
+    temporal_s: float
+    """Of that, by the temporal transformer, most of which is reading keys and values."""
     rows: int
     versions: int
     """Adapters that made it, the base model included."""
@@ -98,6 +100,7 @@ def _note(encoded: EncodedStep) -> StepNote:
         stepped_at=step.stepped_at,
         delivered_at=now,
         computed_s=sum(msgspec.structs.astuple(step.stages)),
+        temporal_s=step.stages.temporal,
         rows=len(step.answers),
         versions=len({answer.adapter for answer in step.answers}),
     )

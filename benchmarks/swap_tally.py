@@ -11,7 +11,7 @@ import msgspec
 
 from benchmarks.machine_watch import Watched
 from benchmarks.report import Row, compare
-from benchmarks.swap_bursts import QUIET_CORES, Burst, Window, others_in
+from benchmarks.swap_bursts import QUIET_CORES, Burst, Window, others_in, slowed_in
 from server.durable import write_durably
 
 __all__ = ["Tally", "Window", "read_tally", "rows_of", "write_tally"]
@@ -49,7 +49,10 @@ class Tally(msgspec.Struct, kw_only=True):
     def note_machine(self, watched: Watched, since: int) -> None:
         """Note what the machine did in a run that is over, whose windows are those from number `since` on."""
         self.windows[since:] = [
-            msgspec.structs.replace(window, others_cores=others_in(window, watched)) for window in self.windows[since:]
+            msgspec.structs.replace(
+                window, others_cores=others_in(window, watched), slowed_p99=slowed_in(window, watched)
+            )
+            for window in self.windows[since:]
         ]
         self.hiccup_ms_max = max([self.hiccup_ms_max, *(1000 * each.seconds for each in watched.hiccups)])
 

@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 
 from client.load.report import LoadReport
-from client.load.server_metrics import metrics_url
+from client.load.server_metrics import metrics_url, read_metrics
 
-__all__ = ["Verdict", "judge", "load", "settle"]
+__all__ = ["Verdict", "answered_and_late", "judge", "load", "settle"]
 
 _TICK_MS: Final = 80.0
 _MOST_LATE: Final = 0.01
@@ -63,6 +63,15 @@ def _busy(url: str) -> bool:
         return False
     calls = sum(float(found.get(name, 0)) for name in ("sessions_active", "sessions_waiting", "sessions_parked"))
     return calls > 0 or float(found.get("admission_open", 1)) == 0
+
+
+def answered_and_late(url: str) -> tuple[int, int]:
+    """Frames that a server has answered so far, and those of them that came late. Raises `RuntimeError`."""
+    scrape = read_metrics(metrics_url(url))
+    if scrape is None:
+        raise RuntimeError(f"{url} shows no metrics")
+    late = scrape.frames.get("late", 0.0)
+    return int(late + scrape.frames.get("on_time", 0.0)), int(late)
 
 
 def judge(report: LoadReport, *, held_back: int = 0) -> Verdict:

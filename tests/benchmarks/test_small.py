@@ -41,9 +41,8 @@ def run(tiny: str, capsys: pytest.CaptureFixture[str]) -> Run:
 def test_frame_step(run: Run) -> None:
     """The fixed row names, stages and limit; and on the tiny model, too, the tokens are upstream's."""
     size = ("--rows", "1", "3", "--full-context-rows", "3", "--trials", "2", "--frames", "2")
-    rows = run(
-        frame_step, *size, "--adapter-rows", "1", "3", "--adapter-steps", "2", "--opus-rows", "2", "--opus-steps", "2"
-    )
+    parts = ("--adapter-rows", "1", "3", "--adapter-steps", "2", "--opus-rows", "2", "--opus-steps", "2")
+    rows = run(frame_step, *size, *parts, "--short-ring-rows", "3")
     assert {"frame_ms_rows_1", "frame_ms_rows_3", "frame_ms_rows_3_full_context"} <= set(rows)
     for name in ("frame_ms_rows_1", "frame_ms_rows_3_full_context"):
         row = rows[name]
@@ -54,6 +53,9 @@ def test_frame_step(run: Run) -> None:
         assert 0 < sum(stages) <= 1.5 * row["value"]
     assert rows["frame_ms_rows_1"]["goal"] == 4
     assert rows["adapter_percent_rows_1"]["goal"] == rows["adapter_percent_rows_3"]["goal"] == 10
+    short = rows["frame_ms_rows_3_full_context_bf16_rings"]
+    assert short["peer"] == "float32 rings"
+    assert 0 < short["value"] == pytest.approx(short["peer_value"] / short["ratio"], rel=0.01)
     assert "in 2 pairs" in rows["adapter_percent_rows_3_versions_3"]["remark"]
     for name in ("opus_step_ms_rows_2_p50", "opus_step_ms_rows_2_beside_python_p99", "opus_us_of_a_frame"):
         row = rows[name]

@@ -17,7 +17,11 @@ FIXED = ["swaps", "late_frames_caused", "flip_ms_max"]
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_runs_into_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_into_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swap, "_SETTLE_S", 1.0)
+    monkeypatch.setattr(swap, "_ROLLBACK_S", 1.0)
     checkpoint = str(write_tiny_checkpoint(tmp_path / "tiny", sample_rate=24000))
     into = tmp_path / "swaps.json"
 

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.adapter_cost import Pairs
 from benchmarks.machine_watch import Hiccup, Others, Piece, Sample, Watched, others_between
-from benchmarks.swap_bursts import Window, find_bursts, others_in, step_cost_ratio
+from benchmarks.swap_bursts import Window, find_bursts, others_in, slowed_in, step_cost_ratio
 from benchmarks.swap_server import LateNote, Recording, StepNote
 from benchmarks.swap_tally import Tally, rows_of
 
@@ -14,7 +14,7 @@ WITHOUT = Window(swaps=0, seconds=5.0, answered=500, late=1, began_s=111.0)
 
 
 def _step(due: float, *, rows: int = 4, versions: int = 1, computed: float = 0.004) -> StepNote:
-    return StepNote(due, due + 0.01, due + 0.03, due + 0.1, computed, rows, versions)
+    return StepNote(due, due + 0.01, due + 0.03, due + 0.1, computed, computed / 2, rows, versions)
 
 
 def _late(due: float) -> LateNote:
@@ -36,6 +36,7 @@ def test_a_burst_is_described_by_what_stood_beside_it() -> None:
     first, second = find_bursts(recording, watched, [99.0, 103.9], [WITH, WITHOUT])
     assert (first.frames, first.during, first.rows, first.versions) == (2, "with swaps", 9, 6)
     assert first.worst_ms == pytest.approx(100)
+    assert first.temporal_ms == pytest.approx(2), "half of what was computed"
     assert first.collector_ms == pytest.approx(7)
     assert first.hiccup_ms == pytest.approx(50)
     assert first.slowed == pytest.approx(3), "the first core three times; the second is always that slow"
@@ -60,6 +61,19 @@ def test_windows_in_which_others_computed_are_counted_apart() -> None:
     assert rows["late_frames_caused"].value == 1, "3 of 1000, where 1 of 500 comes late anyway"
     assert "1 of 2 windows, 0 swaps" in rows["late_frames_caused_undisturbed"].remark
     assert "with 0 of 0, without 1 of 500" in rows["late_frames_caused_undisturbed"].remark
+
+
+def test_how_slow_the_machine_was_in_a_window_is_told_without_any_burst() -> None:
+    """Else nobody could say whether a slow piece beside a burst is unusual."""
+    usual = [Piece(100.0 + 0.04 * at, 0.0002, 0) for at in range(200)]
+    slow = [Piece(113.0 + 0.04 * at, 0.0005, 0) for at in range(10)]
+    watched = Watched(pieces=usual + slow)
+    assert slowed_in(WITH, watched) == pytest.approx(1)
+    assert slowed_in(WITHOUT, watched) == pytest.approx(2.5)
+    assert slowed_in(WITH, Watched()) is None
+    tally = Tally(rank=16, runs=1, callers=[8], windows=[WITH, WITHOUT])
+    tally.note_machine(watched, 0)
+    assert [window.slowed_p99 for window in tally.windows] == pytest.approx([1, 2.5])
 
 
 def test_a_steps_cost_against_what_was_measured_counts_old_calls() -> None:
