@@ -23,8 +23,8 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-test: $(STAMP) ## run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run the whole test suite, or with ARGS what they say to pytest
+	$(BIN)/python -m $(if $(ARGS),pytest $(ARGS),tests)
 
 check: $(STAMP) ## lint, formatting and types
 	$(BIN)/ruff check .

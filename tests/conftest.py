@@ -19,3 +19,17 @@ def _denormals_as_they_were() -> Iterator[None]:
     yield
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def _place_on_the_processor_as_it_was() -> Iterator[None]:
+    """What computes beside a server steps back for good, which a process of tests must not: later ones would starve."""
+    before = _place()
+    yield
+    assert _place() == before, "a test made this process step back; give the command --priority normal"
+
+
+def _place() -> tuple[int, ...]:
+    if not hasattr(os, "sched_getscheduler"):
+        return ()
+    return os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)

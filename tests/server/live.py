@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 from aiohttp import web_app
@@ -15,11 +16,15 @@ from aiohttp import web_app
 from server.app import Server
 from server.config import ServerConfig
 from server.engine import Engine
+from server.journal import JournalWriter
 from server.scheduler import Health
 from server.session import Session
 from tests.server.guard import TEST_TASK
 
 Loaded = type[Engine]
+
+_PATIENT = (JournalWriter.__init__.__kwdefaults__, {"most_waiting": 20_000})
+"""Calls of tests may be a hundred times as fast as life, and the disk is not: it may fall behind as long as there."""
 
 
 async def until(reached: Callable[[], bool]) -> None:
@@ -78,19 +83,19 @@ async def serving(
     config = ServerConfig(**(defaults | settings))
     server = Server(config, lambda width: engine.load(checkpoint, slots=width, device="cpu"))
     address: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
-    running = asyncio.create_task(server.run(lambda host, port: address.set_result((host, port))))
-    host, port = await address
-    live = LiveServer(server, f"http://{host}:{port}", running)
-    try:
-        if ready:
-            await until(lambda: server.scheduler.health is not Health.LOADING)
-        frozen = gc.get_freeze_count()
-        yield live
-    finally:
-        server.end()
-        await running
-    if gc.get_freeze_count() != frozen:
-        gc.unfreeze()  # calls were there when it froze: they are to be counted
+    with mock.patch.object(gc, "freeze", wraps=gc.freeze) as freeze, mock.patch.dict(*_PATIENT):
+        running = asyncio.create_task(server.run(lambda host, port: address.set_result((host, port))))
+        host, port = await address
+        live = LiveServer(server, f"http://{host}:{port}", running)
+        try:
+            if ready:
+                await until(lambda: server.scheduler.health is not Health.LOADING)
+            yield live
+        finally:
+            server.end()
+            await running
+    if freeze.call_count > 1 or not ready:
+        gc.unfreeze()  # calls may have been there when it froze, and are to be counted
     await _nothing_left(server, tasks, threads, faults=faults)
     _thaw_now_and_then()
 

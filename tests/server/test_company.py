@@ -180,6 +180,16 @@ def _is_said_alone(engine: Engine, talk: Conversation) -> bool:
     return said == talk.said and np.array_equal(logprob, talk.logprob, equal_nan=True)
 
 
+def _all_at_once(conversations: list[Conversation]) -> None:
+    """Three callers, until many steps were of several: hypothesis may leave out that anybody talks."""
+    machine = Company()
+    for seed in range(SLOTS - 1):
+        machine.run(machine._call(f"?text_seed={seed}&text_temperature=1.2"))
+    while sum(talk.together for talk in conversations) <= 20:
+        machine.run(machine._talk(machine.present, MOST_FRAMES))
+    machine.teardown()
+
+
 def test_a_callers_tokens_do_not_depend_on_the_neighbours(tiny: Path) -> None:
     Notes.noting = None
     with asyncio.Runner() as runner:
@@ -188,6 +198,7 @@ def test_a_callers_tokens_do_not_depend_on_the_neighbours(tiny: Path) -> None:
         conversations: list[Conversation] = []
         Notes.noting = conversations
         try:
+            _all_at_once(conversations)
             run_state_machine_as_test(
                 Company,
                 settings=settings(
@@ -201,5 +212,4 @@ def test_a_callers_tokens_do_not_depend_on_the_neighbours(tiny: Path) -> None:
             Notes.noting = None
             runner.run(server.__aexit__(None, None, None))
     alone = Engine.load(tiny, slots=SLOTS, device="cpu")
-    assert sum(talk.together for talk in conversations) > 20, "they did talk at the same time"
     assert [talk.slot for talk in conversations if not _is_said_alone(alone, talk)] == []
