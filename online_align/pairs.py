@@ -51,7 +51,8 @@ class PairSettings(msgspec.Struct, frozen=True, kw_only=True):
     min_confidence: float = 0.5
     """Less certain complaints make no pair."""
     per_session: int = 2
-    """The first fault of a call, and the surest of the others: later ones are of a talk that had gone wrong."""
+    """The first fault of a call, and of the others one less, the surest: those are of a talk that had gone wrong. Also
+    where the first one gives no pair."""
     branches: int = 8
     """Fresh samples of a reply, from which the judge takes the best."""
     margin: float = 0.5
@@ -188,10 +189,14 @@ class PairBuilder:
         tally: Tally,
     ) -> None:
         cuts = {_pair_id(about.id, *each): each for each in self._cuts(call, complaints, tally)}
-        made, too_many = len(cuts.keys() & ids), False
-        tally.known += made
+        known, too_many = cuts.keys() & ids, False
+        tally.known += len(known)
+        first = complaints[0]
+        later = sum(cuts[name][0] is not first for name in known)
+        room = self._settings.per_session - len(known)
         for name, (complaint, cut) in cuts.items():
-            if made >= self._settings.per_session:
+            is_later = complaint is not first
+            if room <= 0 or (is_later and later >= self._settings.per_session - 1):
                 break
             if name in ids:
                 continue
@@ -204,7 +209,9 @@ class PairBuilder:
             except (NoBetterError, AdapterError, NoMarksError) as problem:
                 tally.refused[_why(problem)] += 1
                 continue
-            made += self._add(pair, about, quota, ids, tally)
+            if self._add(pair, about, quota, ids, tally):
+                room -= 1
+                later += is_later
         if too_many:
             self._crowded[about.id] = len(ids)
         else:

@@ -268,10 +268,8 @@ def test_running_again_adds_nothing_and_says_the_same(
 def test_of_a_call_the_first_fault_and_one_more_at_most(
     journal: Journal, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    """Nobody answers him three times, and he asks again each time. What was made before counts."""
-    engine = Engine.load("mini", slots=1, device="cpu")
-    asked = [(0.8 + 4.8 * number, clip(f"demo_{which}.opus")) for number, which in enumerate((2, 4, 3, 2))]
-    keep(journal, "call", call(engine, sound(*asked, seconds=17.5), sampling=MUTE))
+    """What was made before counts."""
+    _keep_three_faults(journal)
     store = PairStore(journal)
     assert builder(journal, checkpoint, tmp_path).build().made == {"C": 2}
     first, second = sorted(pair.at_tick for pair in store.read())
@@ -282,6 +280,24 @@ def test_of_a_call_the_first_fault_and_one_more_at_most(
         connection.execute(schema.pairs.delete().where(schema.pairs.c.at_tick == first))
     tally = builder(journal, checkpoint, tmp_path).build()
     assert (tally.made.total(), tally.known) == (0, 2)
+
+
+def test_one_more_at_most_also_when_the_first_fault_gives_no_pair(
+    journal: Journal, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    _keep_three_faults(journal)
+    tally = builder(journal, checkpoint, tmp_path, least_context_s=4.0).build()
+    assert (tally.complaints, tally.made) == ({"C": 3}, {"C": 1})
+    assert tally.refused == {"too little was kept before it": 1}
+    again = builder(journal, checkpoint, tmp_path).build()
+    assert (again.made, again.known) == ({"C": 1}, 1), "the first one's place was kept"
+
+
+def _keep_three_faults(journal: Journal) -> None:
+    """Nobody answers him three times, and he asks again each time."""
+    engine = Engine.load("mini", slots=1, device="cpu")
+    asked = [(0.8 + 4.8 * number, clip(f"demo_{which}.opus")) for number, which in enumerate((2, 4, 3, 2))]
+    keep(journal, "call", call(engine, sound(*asked, seconds=17.5), sampling=MUTE))
 
 
 def test_the_same_call_twice_is_one_pair(
