@@ -19,7 +19,6 @@ from server.engine import Engine
 from server.journal import JournalWriter
 from server.scheduler import Health
 from server.session import Session
-from tests.server.guard import TEST_TASK
 
 Loaded = type[Engine]
 
@@ -77,8 +76,6 @@ async def serving(
     failure holds the frames it happened in.
     """
     defaults: dict[str, Any] = {"port": 0, "slots": slots, "max_speed": 1000.0, "drain_s": 5.0, "resume_grace_s": 0.0}
-    if task := asyncio.current_task():
-        task.set_name(TEST_TASK)
     tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
     config = ServerConfig(**(defaults | settings))
     server = Server(config, lambda width: engine.load(checkpoint, slots=width, device="cpu"))

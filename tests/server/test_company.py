@@ -17,7 +17,6 @@ from websockets.asyncio.client import connect
 
 from server.engine import Engine, SamplingParams
 from tests.server.caller import Caller, voice
-from tests.server.guard import TEST_TASK
 from tests.server.live import LiveServer, serving, until
 
 SLOTS = 4
@@ -75,14 +74,11 @@ class Company(RuleBasedStateMachine):
         self.seeds = 0
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        async def named() -> T:
-            task = asyncio.current_task()
-            assert task is not None
-            task.set_name(TEST_TASK)
+        async def in_time() -> T:
             async with asyncio.timeout(30):
                 return await work
 
-        return self.runner.run(named())
+        return self.runner.run(in_time())
 
     @precondition(lambda self: len(self.present) + len(self.absent) < SLOTS)
     @rule(temperature=st.sampled_from(["0.7", "0", "1.2"]))

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import time
+from typing import Any
 
 from tests.server.guard import LoopGuard
 
@@ -18,6 +19,18 @@ async def test_it_sees_a_callback_that_computes_for_long(loop_guard: LoopGuard) 
     await asyncio.sleep(0.01)
     assert len(loop_guard.faults) == 1
     assert "compute" in loop_guard.faults[0]
+    loop_guard.faults.clear()
+
+
+async def test_it_sees_a_task_that_computes_for_long_and_not_the_tests_own(loop_guard: LoopGuard) -> None:
+    compute()  # this test's task
+    await asyncio.sleep(0)
+    assert not loop_guard.faults
+    parts: dict[str, Any] = {}
+    exec(compile("async def serve(compute): compute()", "served.py", "exec"), parts)  # in a file that is no test
+    await asyncio.create_task(parts["serve"](compute))
+    assert len(loop_guard.faults) == 1
+    assert "serve()" in loop_guard.faults[0]
     loop_guard.faults.clear()
 
 
