@@ -15,6 +15,7 @@ from sqlalchemy import insert, select, update
 
 from online_align.records import Evidence, Pair, PairKind, Reference, Side
 from server.journal import Journal, JournalError, KeyGoneError, schema
+from server.journal.transactions import hold, writing
 
 __all__ = ["PairStore", "PairSummary", "UnknownPairError"]
 
@@ -89,39 +90,26 @@ class PairStore:
         self._keys = journal.keys
 
     def add(self, pairs: Iterable[Pair], *, fingerprints: dict[str, str] | None = None) -> int:
-        """Keep pairs, but for those whose id is known or whose session is gone. Returns how many are new."""
-        added = 0
+        """Keep pairs, all at once, but for those whose id is known or whose session is gone.
+
+        Returns how many are new.
+        """
+        rows = {}
         for pair in pairs:
             try:
                 sealed = self._keys.get(pair.session).seal(_place(pair.id), _pack(pair))
             except KeyGoneError:
                 continue  # deleted since the pair was begun
-            added += self._insert(pair, sealed, (fingerprints or {}).get(pair.id, ""))
-        return added
-
-    def _insert(self, pair: Pair, sealed: bytes, fingerprint: str) -> bool:
-        chosen, rejected = _sums(pair.reference)
-        row = {
-            "id": pair.id,
-            "session_id": pair.session,
-            "user_hash": pair.user_hash,
-            "kind": pair.kind.value,
-            "made_at": pair.made_at,
-            "at_tick": pair.at_tick,
-            "heldout": pair.heldout,
-            "policy": pair.policy,
-            "evidence": msgspec.json.encode(_Known(evidence=pair.evidence, fingerprint=fingerprint)).decode(),
-            "chosen_logp": chosen,
-            "rejected_logp": rejected,
-            "sealed": sealed,
-        }
-        with self._engine.begin() as connection:
-            known = select(_TABLE.c.id).where(_TABLE.c.id == pair.id)
-            there = select(schema.sessions.c.id).where(schema.sessions.c.id == pair.session)
-            if connection.scalar(known) is not None or connection.scalar(there) is None:
-                return False
-            connection.execute(insert(_TABLE), [row])
-        return True
+            rows[pair.id] = _row(pair, sealed, (fingerprints or {}).get(pair.id, ""))
+        if not rows:
+            return 0
+        with writing(self._engine) as connection:
+            there = hold(connection, [row["session_id"] for row in rows.values()])
+            known = set(connection.scalars(select(_TABLE.c.id).where(_TABLE.c.id.in_(rows))))
+            new = [row for name, row in rows.items() if name not in known and row["session_id"] in there]
+            if new:
+                connection.execute(insert(_TABLE), new)
+        return len(new)
 
     def ids(self) -> set[str]:
         """Every pair's id."""
@@ -186,6 +174,24 @@ class PairStore:
         except KeyGoneError:
             return None
         return _unpack(_summary(row), plain)
+
+
+def _row(pair: Pair, sealed: bytes, fingerprint: str) -> dict[str, Any]:
+    chosen, rejected = _sums(pair.reference)
+    return {
+        "id": pair.id,
+        "session_id": pair.session,
+        "user_hash": pair.user_hash,
+        "kind": pair.kind.value,
+        "made_at": pair.made_at,
+        "at_tick": pair.at_tick,
+        "heldout": pair.heldout,
+        "policy": pair.policy,
+        "evidence": msgspec.json.encode(_Known(evidence=pair.evidence, fingerprint=fingerprint)).decode(),
+        "chosen_logp": chosen,
+        "rejected_logp": rejected,
+        "sealed": sealed,
+    }
 
 
 def _place(pair_id: str) -> str:

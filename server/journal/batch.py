@@ -7,9 +7,10 @@ row. It knows tables, not threads.
 import functools
 from typing import Any
 
-from sqlalchemy import Connection, Table, insert, select, update
+from sqlalchemy import Connection, Table, insert, update
 
 from server.journal import schema
+from server.journal.transactions import hold
 
 __all__ = ["Batch"]
 
@@ -61,12 +62,12 @@ class Batch:
         for session, values in self.changes:
             connection.execute(update(schema.sessions).where(schema.sessions.c.id == session).values(values))
 
-    def buried(self, connection: Connection, candidates: frozenset[str]) -> frozenset[str]:
-        """Which of the sessions being recorded somebody has deleted."""
-        if not candidates:
-            return frozenset()
-        ids = connection.scalars(select(schema.tombstones.c.session_id))
-        return frozenset(ids) & candidates
+    def buried(self, connection: Connection) -> frozenset[str]:
+        """Of which sessions that it adds to somebody has deleted; of the others nobody can until the caller commits."""
+        rows = (*self.consents, *self.signals, *self.adapters)
+        known = {row["session_id"] for row in rows} | {row[0] for row in self.frames} | {row[0] for row in self.changes}
+        known -= {row["id"] for row in self.sessions}
+        return frozenset(known) - hold(connection, known) if known else frozenset()
 
 
 @functools.cache

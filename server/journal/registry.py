@@ -8,7 +8,7 @@ meant. It knows no files' contents and no model.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from server.journal.adapter_records import (
     named_state,
     refused,
 )
+from server.journal.transactions import hold, writing
 
 __all__ = ["AdapterRegistry", "AdapterRow", "AdapterState", "RegistryError", "VerdictRow", "VerdictStage", "folder_of"]
 
@@ -51,7 +52,8 @@ class AdapterRegistry:
         Raises `RegistryError` for a name, path or hash that cannot be one, and for an id that is another's.
         """
         check_row(row)
-        with self._writing() as connection:
+        sessions = tuple(sessions)
+        with self._writing(sessions) as connection:
             known = _find(connection, row.id)
             if known is None:
                 entered = msgspec.structs.asdict(row) | {
@@ -65,7 +67,8 @@ class AdapterRegistry:
 
     def learned_from(self, adapter_id: str, sessions: Iterable[str]) -> None:
         """Note from which calls it learned. One that is deleted already withdraws it. Raises `RegistryError`."""
-        with self._writing() as connection:
+        sessions = tuple(sessions)
+        with self._writing(sessions) as connection:
             _known(connection, adapter_id)
             _learned(connection, adapter_id, sessions)
 
@@ -207,15 +210,14 @@ class AdapterRegistry:
         connection.execute(update(table).where(table.c.id == adapter_id).values(**change))
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """One transaction that nobody else's moves can come between, from its first look on."""
-        with self._engine.connect() as connection:
-            if connection.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
+    def _writing(self, sessions: Sequence[str] = ()) -> Iterator[Connection]:
+        """One transaction that nobody else's moves, nor deletions of these sessions, can come between."""
+        with writing(self._engine) as connection:
+            if sessions:
+                hold(connection, sessions)
+            if connection.dialect.name != "sqlite":
                 connection.exec_driver_sql("LOCK TABLE adapters IN SHARE ROW EXCLUSIVE MODE")
             yield connection
-            connection.commit()
 
 
 def _check_may_speak(connection: Connection, known: AdapterRow, state: AdapterState) -> None:

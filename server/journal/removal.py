@@ -51,7 +51,8 @@ class Removal:
         """Delete all sessions of one caller. Returns their ids. Anonymous callers cannot be told apart: give ids."""
         if not user_hash:
             return []
-        query = select(schema.sessions.c.id).where(schema.sessions.c.user_hash == user_hash)
+        ids = schema.sessions.c.id
+        query = select(ids).where(schema.sessions.c.user_hash == user_hash).order_by(ids)  # the order `hold` has
         with self._engine.begin() as connection:
             found = list(connection.scalars(query))
             buried = [session for session in found if self._bury(connection, session, reason) is not None]

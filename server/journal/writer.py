@@ -22,6 +22,7 @@ from server.journal.batch import Batch
 from server.journal.errors import JournalError
 from server.journal.keys import KeyRing, SessionKey
 from server.journal.records import NumberedSignal, SessionRecord, TickRecord, pack, signal_row
+from server.journal.transactions import writing
 from server.signals import Signal
 
 __all__ = ["Figures", "JournalWriter"]
@@ -272,9 +273,8 @@ class JournalWriter:
 
     def _commit(self, batch: Batch) -> None:
         began = time.monotonic()
-        with self._engine.begin() as connection:
-            gone = batch.buried(connection, frozenset(self._recordings) | {row[0] for row in batch.frames})
-            if gone:
+        with writing(self._engine) as connection:
+            if gone := batch.buried(connection):
                 batch.without(gone)
                 for session in gone:
                     self._recordings.pop(session, None)
@@ -289,12 +289,12 @@ class JournalWriter:
 
     def _fail(self, batch: Batch, problem: Exception) -> None:
         """Nothing of the batch is durable. Calls whose beginning is in it are given up: their rows have no head."""
-        if not self.problem:
-            log.error("the journal cannot be written: %s", type(problem).__name__)
-        self.problem = f"{type(problem).__name__}: {problem.__cause__ or problem}"[:200]
         self.figures.failed_commits += 1
         self.figures.lost_frames += batch.frame_count
         self.figures.lost_signals += len(batch.signals)
+        if not self.problem:
+            log.error("the journal cannot be written: %s", type(problem).__name__)
+        self.problem = f"{type(problem).__name__}: {problem.__cause__ or problem}"[:200]
         for row in batch.sessions:
             self._recordings.pop(row["id"], None)
         # A connection whose fsync failed may say later that all is well: never ask the same one again.

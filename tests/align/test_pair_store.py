@@ -1,16 +1,19 @@
 """Pairs come back as they were put in, once, and go with their session."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 
+from online_align import pair_store
 from online_align.pair_store import PairStore, UnknownPairError
 from online_align.records import Evidence, Pair, PairKind, Reference, Side
 from server.journal import Journal, JournalError, open_journal, schema
+from server.journal.transactions import hold
 from tests.journal.calls import CODEBOOKS, record
 
 SECRET_WORDS = "Reykjavik is the capital"
@@ -64,6 +67,26 @@ def test_what_was_put_in_comes_back(journal: Journal) -> None:
     assert found[0].reference is None
     assert same(store.get("a"), first)
     assert store.ids() == {"a", "b"}
+
+
+def test_a_call_deleted_while_its_pair_is_put_in_takes_it_along(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion waits: a pair that it did not see would stay for good."""
+    deleting, waited = threading.Thread(target=journal.removal.session, args=("one",)), []
+
+    def begin(connection: Connection, sessions: Iterable[str]) -> frozenset[str]:
+        there = hold(connection, sessions)
+        deleting.start()
+        deleting.join(0.5)
+        waited.append(deleting.is_alive())
+        return there
+
+    monkeypatch.setattr(pair_store, "hold", begin)
+    assert PairStore(journal).add([pair("a")]) == 1
+    deleting.join()
+    assert waited == [True]
+    assert PairStore(journal).ids() == set()
 
 
 def test_adding_twice_adds_nothing(journal: Journal) -> None:

@@ -1,14 +1,17 @@
 """Deletion reaches rows, log, key, lineage and the backups that were made before."""
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 
 from server.journal import Journal, JournalError, KeyGoneError, KeyRing, UnknownSessionError, open_journal, schema
+from server.journal.batch import Batch
 from server.journal.removal import Removal
-from tests.journal.calls import record, recording, session, tick
+from tests.journal.calls import barge_in, record, recording, session, tick
 
 
 def adapter(name: str) -> dict[str, object]:
@@ -90,6 +93,41 @@ def test_a_session_deleted_while_it_is_recorded_stays_deleted(journal: Journal) 
         table = schema.frames
         assert not connection.scalars(select(table.c.first_tick).where(table.c.session_id == "abc")).all()
     assert len(journal.reader.columns("def").ticks_T) == 60
+
+
+def test_a_session_deleted_in_the_middle_of_a_commit_leaves_nothing(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion waits until the commit is through: rows that it did not see would stay for good."""
+    looked, goes_on = threading.Event(), threading.Event()
+    write = Batch.write
+
+    def held_up(batch: Batch, connection: Connection) -> None:
+        if batch.frames:
+            looked.set()
+            assert goes_on.wait(30)
+        write(batch, connection)
+
+    monkeypatch.setattr(Batch, "write", held_up)
+    deleting = threading.Thread(target=journal.removal.session, args=("abc",))
+    with recording(journal) as writer:
+        writer.begin(session("abc"))
+        while not writer.figures.commits:
+            time.sleep(0.01)
+        for number in range(12):
+            writer.frames(tick(["abc"], number))
+        writer.signal("abc", barge_in(1))
+        assert looked.wait(30)
+        deleting.start()
+        deleting.join(0.5)
+        waited = deleting.is_alive()
+        goes_on.set()
+        deleting.join()
+    assert waited
+    assert writer.healthy
+    with journal.engine.connect() as connection:
+        for table in (schema.sessions.c.id, schema.frames.c.session_id, schema.signals.c.session_id):
+            assert not connection.scalars(select(table)).all()
 
 
 def test_a_user_and_what_is_old_can_be_deleted(journal: Journal) -> None:
