@@ -98,8 +98,8 @@ class Pass:
                 figures = msgspec.structs.replace(figures, seconds=time.perf_counter() - began)
                 for name, value in summed(figures).items():
                     sums[name] = sums.get(name, 0.0) + value
-                self._save(step + 1, sums)
                 told(step, figures)
+                self._save(step + 1, sums)  # last: also when it is told to stop while it says what it did
         return mean_of(sums)
 
     def _save(self, made: int, sums: dict[str, float]) -> None:

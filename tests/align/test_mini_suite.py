@@ -78,6 +78,7 @@ def test_some_questions_are_answered_in_words_and_in_time() -> None:
 
 @pytest.mark.mini
 @pytest.mark.slow
+@pytest.mark.timeout(590)
 def test_the_command_prints_one_object_with_every_group(capsys: pytest.CaptureFixture[str]) -> None:
     code = command.run(["--suite", "mini", "--json", "--situations", "2", "--recognise", "0", "--every", "12"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -1,11 +1,9 @@
 """Rounds on a real journal: lineage, references kept, deaths at every stage, deletions in between, two learners."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -315,6 +313,21 @@ def test_a_damaged_file_of_a_round_is_told(journal: Journal, tmp_path: Path, tin
         rounds.waiting()
 
 
+KILLED_IN_STEP_3 = """
+import os, signal, sys
+from online_align.__main__ import main
+from online_align.progress import Progress
+told = Progress.step
+def step(self, number, figures):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    told(self, number, figures)
+Progress.step = step
+main(sys.argv[1:])
+"""
+"""`duologue-align`, killed when it has made its third step and not yet kept it."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_command_killed_with_kill_9(journal: Journal, tmp_path: Path, tiny: str) -> None:
@@ -323,12 +336,9 @@ def test_the_command_killed_with_kill_9(journal: Journal, tmp_path: Path, tiny: 
     where = ["--data-dir", str(tmp_path), "--checkpoint", tiny, "--no-collect", "--no-release", "--priority", "normal"]
     flags = ["--batch", "1", "--rank", "3", "--positions", "128", "--json"]
     command = [sys.executable, "-m", "online_align", "once", *where, *flags]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as victim:
-        state = tmp_path / "learner" / "pass.safetensors"
-        while not state.exists() and victim.poll() is None:
-            time.sleep(0.005)
-        os.kill(victim.pid, signal.SIGKILL)
+    victim = subprocess.run([sys.executable, "-c", KILLED_IN_STEP_3, "once", *where, *flags], check=False)
     assert victim.returncode == -signal.SIGKILL
+    assert (tmp_path / "learner" / "pass.safetensors").exists()
     assert RoundFiles(tmp_path / "learner" / "rounds").all()[0].stage is Stage.PLANNED
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     made = msgspec.json.decode(done.stdout.splitlines()[-1], type=Round)

@@ -109,8 +109,8 @@ async def _talk_and_kill(
     talking = [asyncio.create_task(one(each)) for each in greeted]
     await asyncio.gather(*(each.wait() for each in greeted))
     await asyncio.sleep(after_s)
-    process.send_signal(signal.SIGKILL)
     killed_at = time.monotonic()
+    process.send_signal(signal.SIGKILL)
     killed.set()
     return list(await asyncio.gather(*talking)), killed_at
 

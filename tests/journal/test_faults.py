@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from tests.journal.calls import barge_in, record, recording, session, tick, toke
 ROOT = Path(__file__).parents[2]
 
 
-def test_killed_at_any_moment_nothing_old_is_lost_and_nothing_is_broken(tmp_path: Path) -> None:
-    """The child prints each tick that it hands over, with the time; a second later a tick must be there."""
-    draw = random.Random(5)
+def test_killed_at_any_moment_nothing_durable_is_lost_and_nothing_is_broken(tmp_path: Path) -> None:
+    """What the child said was durable is there. How soon it is so is the benchmark's matter."""
+    draw, ever = random.Random(5), 0
     for round_number in range(5):
         command = [sys.executable, "-m", "tests.journal.endless", str(tmp_path / "data"), f"call{round_number}"]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
@@ -27,9 +28,9 @@ def test_killed_at_any_moment_nothing_old_is_lost_and_nothing_is_broken(tmp_path
             assert child.stdout.readline() == "recording\n"
             time.sleep(draw.uniform(0.05, 2.0))
             child.send_signal(signal.SIGKILL)
-            killed_at = time.time()
-            lines = [line.split() for line in child.stdout.read().splitlines() if line.count(" ") == 1]
-        old = [int(number) for number, at in lines if killed_at - float(at) > 1.0]
+            *lines, _ = child.stdout.read().split("\n")  # the last one may be cut short
+        durable = int(lines[-1].split()[1]) if lines else 0
+        ever += durable
         journal = open_journal(tmp_path / "data")
         assert not [fault for fault in journal.reader.verify() if fault.what != "a key without a session"]
         known = [row.id for row in journal.reader.sessions()]
@@ -37,10 +38,12 @@ def test_killed_at_any_moment_nothing_old_is_lost_and_nothing_is_broken(tmp_path
             columns = journal.reader.columns(f"call{round_number}")
             for number, row in zip(columns.ticks_T.tolist(), columns.tokens_TK, strict=True):
                 assert row.tolist() == tokens(f"call{round_number}", number).tolist()
-            assert set(old) <= set(columns.ticks_T.tolist())
+            assert columns.ticks_T.tolist()[:durable] == list(range(durable))
+            assert len(columns.ticks_T) >= durable
         else:
-            assert not old
+            assert not durable
         journal.engine.dispose()
+    assert ever > 10
     journal = open_journal(tmp_path / "data")
     record(journal, ["after"], 3)
     reasons = {row.id: row.end_reason for row in journal.reader.sessions()}
@@ -143,11 +146,13 @@ def test_a_clock_that_goes_back_changes_no_order(journal: Journal) -> None:
 def test_a_slow_disk_costs_frames_before_signals_and_never_waits(sqlite_journal: Journal) -> None:
     journal = sqlite_journal
     slow = False
+    waits, goes_on = threading.Event(), threading.Event()
 
     @event.listens_for(journal.engine, "commit")
     def wait(_: object) -> None:
         if slow:
-            time.sleep(0.5)
+            waits.set()
+            assert goes_on.wait(60)
 
     with recording(journal, most_waiting=20) as writer:
         writer.begin(session("abc"))
@@ -156,14 +161,15 @@ def test_a_slow_disk_costs_frames_before_signals_and_never_waits(sqlite_journal:
             time.sleep(0.01)
         slow = True
         writer.signal("abc", barge_in(1001))
-        time.sleep(0.1)
-        began = time.monotonic()
+        assert waits.wait(60)
+        commits = writer.figures.commits
         for number in range(100):
             writer.frames(tick(["abc"], number))
             if number % 10 == 0:
                 writer.signal("abc", barge_in(1 + number))
-        assert time.monotonic() - began < 0.3
+        assert writer.figures.commits == commits, "all of it was taken while the disk had not answered"
         slow = False
+        goes_on.set()
     assert writer.figures.dropped_frames > 50
     assert writer.figures.dropped_signals == 0
     assert len(journal.reader.signals("abc")) == 12
