@@ -19,7 +19,7 @@ from tests.journal.calls import record
 pytestmark = [
     pytest.mark.mini,
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
 
