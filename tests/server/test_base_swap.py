@@ -152,8 +152,11 @@ async def test_the_learner_learns_on_the_base_that_serves(tiny: Path, other: Pat
 
 
 def learns_on(pid: int) -> str:
-    """The base model in a process's command line; empty as long as it is not yet that program."""
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    """The base model in a process's command line; empty while it is not yet that program, or no longer there."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
     return words[words.index("--checkpoint") + 1] if "online_align" in words else ""
 
 
@@ -194,7 +197,6 @@ async def test_one_for_which_the_tick_has_no_time_is_never_put_in(
     tiny: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step that does not end for long: the swap is given up, the tick goes on as before when it comes to it."""
-    monkeypatch.setattr(base_swap, "_OBEY_S", 0.3)
     async with serving_two(tiny) as live, calling(live.url) as caller:
         await caller.greeted()
         go_on = threading.Event()
@@ -203,7 +205,9 @@ async def test_one_for_which_the_tick_has_no_time_is_never_put_in(
             go_on.wait(60.0)
 
         live.server.scheduler._command(stand_still)
-        status, sentence = await put_in(live, other)
+        with monkeypatch.context() as impatient:
+            impatient.setattr(base_swap, "_OBEY_S", 0.3)
+            status, sentence = await put_in(live, other)
         go_on.set()
         assert (status, "has not ended for 0.3 s" in sentence) == (409, True), sentence
         await caller.talk(voice(4))

@@ -216,7 +216,7 @@ async def test_a_wall_clock_that_jumps_changes_nothing(
     tiny: Path, alone: Heard, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true_time = time.time
-    async with serving(tiny, idle_s=5.0, max_session_s=50.0, resume_grace_s=30.0) as live, undisturbed(live, alone):
+    async with serving(tiny, idle_s=50.0, max_session_s=50.0, resume_grace_s=30.0) as live, undisturbed(live, alone):
         async with calling(live.url) as lost:
             await lost.greeted()
             lost.socket.transport.abort()

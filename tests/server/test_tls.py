@@ -37,12 +37,12 @@ def secure(live: LiveServer) -> str:
 
 
 async def test_a_call_over_tls(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with serving(tiny, tls_self_signed=True, data_dir=tmp_path / "data", heartbeat_s=0.5) as live:
+    async with serving(tiny, tls_self_signed=True, data_dir=tmp_path / "data", heartbeat_s=1.5) as live:
         context = trusting(tmp_path / "data" / "tls" / "cert.pem")
         async with calling(secure(live), ssl=context) as caller:
             await caller.greeted()
             await caller.talk(voice(8))
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(1.8)
             await caller.talk(voice(4), answers=4)
             assert not caller.errors
         local = secure(live).replace("127.0.0.1", "localhost")
