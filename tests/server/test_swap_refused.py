@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from server.journal import schema
 from server.journal.adapter_records import BY_SERVER
 from server.metrics import SwapResult
 from tests.server.adapter_files import Shop
-from tests.server.live import until
+from tests.server.live import LiveServer, until
 from tests.server.swaps import adapter_files, look, new_call, page, post, serving_from, store
 
 __all__ = ["adapter_files", "store"]
@@ -111,14 +112,23 @@ async def test_what_was_live_and_cannot_be_read_at_the_start_gives_way_to_the_la
         assert f"adapter {name} is taken back" in caplog.text
 
 
+async def in_a_moment(live: LiveServer, do: Callable[[], object]) -> None:
+    """So that the server does not look at the registry meanwhile."""
+
+    def done() -> None:
+        with live.server.adapters._lock:
+            do()
+
+    await asyncio.to_thread(done)
+
+
 async def test_one_made_live_before_any_server_read_it_gives_way_when_it_cannot_be(tiny: Path, store: Shop) -> None:
     """As `adapters promote` twice in a moment does."""
     store.live("first", seed=1)
     async with serving_from(store, tiny) as live:
         weights = store.stage("bad", seed=2) / ADAPTER_WEIGHTS
         weights.write_bytes(weights.read_bytes()[:-30])
-        for _ in range(2):
-            store.registry.promote("bad", reason="test")
+        await in_a_moment(live, lambda: [store.registry.promote("bad", reason="test") for _ in range(2)])
         await until(lambda: store.registry.get("bad").state == "rolled_back")
         await look(live)
         assert await new_call(live) == "first"
@@ -138,7 +148,7 @@ async def test_what_nobody_thought_of_does_not_stand_in_the_way_of_a_rollback(
             raise MemoryError("a file like no other")
 
         monkeypatch.setattr(live.server.scheduler._engine, "load_adapter", fail)
-        store.live("odd", seed=2)
+        await in_a_moment(live, lambda: store.live("odd", seed=2))
         await until(lambda: store.registry.get("odd").state == "rolled_back")
         await look(live)
         listed = {each["id"]: each for each in (await page(live))["adapters"]}
