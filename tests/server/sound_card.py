@@ -1,7 +1,7 @@
 """Stands in for the `sounddevice` package: a microphone that is a WAV file, loudspeakers that are another.
 
 Only what `moshi.client` uses, with sounddevice's own meaning: callbacks run on a thread of the stream, with blocks
-of `blocksize` samples, from `__enter__` to `__exit__`.
+of `blocksize` samples, from `__enter__` to `__exit__`. At its end the microphone's file begins again.
 """
 
 import threading
@@ -54,9 +54,7 @@ def module(microphone: Path, loudspeakers: Path) -> types.ModuleType:
             self._sound = (samples / 32768).astype(np.float32)
 
         def _block(self) -> bool:
-            block, self._sound = self._sound[: self._blocksize], self._sound[self._blocksize :]
-            if len(block) < self._blocksize:
-                return False
+            block, self._sound = self._sound[: self._blocksize], np.roll(self._sound, -self._blocksize)
             self._callback(block[:, None], self._blocksize, time.monotonic(), None)
             return True
 
