@@ -105,7 +105,8 @@ class Company(RuleBasedStateMachine):
         await asyncio.gather(
             *(self._say(each, voice(frames, seed=seed)) for each, seed in zip(speakers, seeds, strict=True))
         )
-        await until(lambda: self._heard() == before + frames * len(speakers))
+        # More where what was said before a cut is heard only now.
+        await until(lambda: self._heard() >= before + frames * len(speakers))
 
     async def _say(self, caller: Caller, frames: list[Any]) -> None:
         for frame in frames:
@@ -127,7 +128,7 @@ class Company(RuleBasedStateMachine):
         await self._say(caller, voice(unheard))
         caller.socket.transport.abort()
         await until(lambda: self.live.server.desk.parked == len(self.absent))
-        await asyncio.sleep(0.02)  # frames that were in the inbox are heard now or never
+        await asyncio.sleep(0.02)  # for what is in the inbox, which may be heard or not
 
     @precondition(lambda self: self.absent)
     @rule(data=st.data())

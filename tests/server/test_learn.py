@@ -33,7 +33,7 @@ def is_alive(pid: int) -> bool:
     """A process that has ended and was not waited for counts as dead."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter between opening and reading
         return False
 
 
