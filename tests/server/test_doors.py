@@ -72,7 +72,7 @@ async def test_no_credential_is_ever_logged_and_a_hangup_reads_tokens_again(tiny
         trusting = ssl.create_default_context(cafile=str(data / "tls" / "cert.pem"))
         assert shown.replace(":", "") == (await asyncio.to_thread(_fingerprint, secure)).replace(":", "")
         await server.said(r"(ready: )")
-        async with calling(secure, f"?worker_auth_id={ANNA}", ssl=trusting) as caller:
+        async with calling(secure, f"?worker_auth_id={ANNA}&text_seed=1", ssl=trusting) as caller:
             await caller.greeted()
             await caller.talk(voice(4))
             words = caller.words
