@@ -85,9 +85,9 @@ def _frames(outcome: Outcome, delay: int, whole: Sequence[Answers], measured: Se
         late += int((by_server & counts).sum())
         late_by_client += int((by_client & counts).sum())
     starved = [starvation(answers, outcome.jitter_s) for answers in measured]
-    sent = sum(int((np.array(call.journey.sent) >= outcome.measured_from).sum()) for call in outcome.calls)
+    sent = np.concatenate([np.zeros(0), *(np.array(call.journey.sent) for call in outcome.calls)])
     return FrameCounts(
-        sent=sent,
+        sent=int(((sent >= outcome.measured_from) & (sent <= outcome.ended_at)).sum()),
         answered=sum(len(answers.read) for answers in measured),
         late=late,
         late_by_client=late_by_client,
