@@ -12,6 +12,8 @@ import pytest
 from websockets.asyncio.server import serve
 
 from client import conversation as conversation_module
+from client import microphone as microphone_module
+from client import sound_card as sound_card_module
 from client.call_state import CallState, Connection
 from client.conversation import Conversation
 from client.echo import NoCancellation
@@ -29,9 +31,9 @@ from tests.client.stage import FRAME, Script, Stage, answering, silence, staged
 class Talk:
     """A conversation on a card of silence, four times as fast as real time."""
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic, **options: Any) -> None:
         self.state = CallState()
-        self.jitter = JitterBuffer()
+        self.jitter = JitterBuffer(clock=clock)
         self.speaker = Speaker(self.jitter)
         self.microphone = Microphone(NoCancellation(), self.speaker.reference, frame_s=0.02)
         self.conversation = Conversation(
@@ -183,7 +185,16 @@ async def test_a_server_of_another_kind_is_called_anew() -> None:
 
 
 async def test_a_server_that_restarts_is_waited_for(unused_tcp_port: int) -> None:
-    """Nobody listens for a while: the next server knows nothing of the call."""
+    """Nobody listens for a while: the next server knows nothing of the call.
+
+    The first one stops to listen before the call breaks: asyncio may not be closed over a caller who just comes.
+    """
+    stopped = asyncio.Event()
+
+    async def go_down(stage: Stage) -> None:
+        await stage.ready(id="one", resume_token="first")
+        await stopped.wait()
+        stage.vanish()
 
     async def handle(script: Script, socket: Any) -> None:
         await script(Stage(socket))
@@ -196,19 +207,23 @@ async def test_a_server_that_restarts_is_waited_for(unused_tcp_port: int) -> Non
 
     url = f"ws://127.0.0.1:{unused_tcp_port}"
     async with (
-        serve(lambda socket: handle(answer_then_vanish, socket), "127.0.0.1", unused_tcp_port) as first,
+        serve(lambda socket: handle(go_down, socket), "127.0.0.1", unused_tcp_port) as first,
         talking(url) as talk,
     ):
-        await talk.until(lambda: talk.state.connection is Connection.LOST)
-        first.close()
+        await talk.until(lambda: talk.state.session == "one")
+        first.close(close_connections=False)
+        stopped.set()
         await talk.until(lambda: "No server answers" in talk.told)
         async with serve(lambda socket: handle(restarted, socket), "127.0.0.1", unused_tcp_port):
-            await talk.until(lambda: talk.state.session == "two")
-            assert talk.state.connection is Connection.TALKING
+            await talk.until(lambda: talk.state.session == "two" and talk.state.connection is Connection.TALKING)
 
 
 async def test_patience_ends() -> None:
-    server = staged(answer_then_vanish)
+    async def stay(stage: Stage) -> None:
+        await stage.ready(id="one", resume_token="first")
+        await stage.gone()
+
+    server = staged(stay)
     url = await server.__aenter__()
     async with talking(url, patience_s=0.3) as talk:
         await talk.until(lambda: talk.state.connection is Connection.TALKING)
@@ -234,14 +249,19 @@ async def test_a_stalled_socket_is_shown_then_left_and_the_call_resumed(monkeypa
     script, paths = in_turn(stall, answering(loud, id="one", resume_token="second"))
     async with staged(script) as url, talking(url) as talk:
         await talk.until(lambda: talk.state.connection is Connection.STALLED)
-        await talk.until(lambda: talk.state.reconnected == 1 and talk.jitter.put_samples > 0)
+        await talk.until(lambda: talk.state.reconnected >= 1 and talk.jitter.put_samples > 0)
         assert "resume_token=first" in paths[1]
         assert "has sent nothing" in talk.told
     assert codes == [1006], "no goodbye, which would end the call"
 
 
-async def test_lost_time_now_and_then_is_survived_on_one_connection() -> None:
-    """5 %: the socket stands still for 0.1 s of every 2 s (here four times as fast), and then gives what it held."""
+async def test_lost_time_now_and_then_is_survived_on_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 %: the socket stands still for 0.1 s of every 2 s (here four times as fast), and then gives what it held.
+
+    Where this machine stands still, the call does: the card makes up for nothing, and nobody takes it for stopped.
+    """
+    monkeypatch.setattr(sound_card_module, "_LATE_S", 0.0)
+    monkeypatch.setattr(microphone_module, "_PATIENCE_S", 1000.0)
 
     async def stutter(stage: Stage) -> None:
         await stage.ready(max_speed=4.0)
@@ -255,7 +275,7 @@ async def test_lost_time_now_and_then_is_survived_on_one_connection() -> None:
         await stage.send(2, b"end")
         await stage.gone()
 
-    async with staged(stutter) as url, talking(url) as talk:
+    async with staged(stutter) as url, talking(url, clock=lambda: 0.0) as talk:
         await talk.until(lambda: "end" in talk.state.words)
         figures = talk.jitter.figures()
         assert talk.state.reconnected == 0
