@@ -17,6 +17,7 @@ from typing import Any
 import pyte
 
 COLUMNS, LINES = 100, 30
+PROGRAM = ("-m", "client")
 
 
 class Terminal:
@@ -28,6 +29,7 @@ class Terminal:
         *,
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        program: Sequence[str] = PROGRAM,
     ) -> None:
         self.screen = pyte.Screen(COLUMNS, LINES)
         self.written = b""
@@ -37,7 +39,7 @@ class Terminal:
         self._theirs = theirs
         self.attributes_before = self.attributes
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "client", *map(str, arguments)],
+            [sys.executable, *program, *map(str, arguments)],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -96,9 +98,13 @@ class Terminal:
 
 @contextlib.contextmanager
 def in_terminal(
-    arguments: Sequence[str | Path], *, environment: Mapping[str, str] | None = None, folder: Path | None = None
+    arguments: Sequence[str | Path],
+    *,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    program: Sequence[str] = PROGRAM,
 ) -> Iterator[Terminal]:
-    terminal = Terminal(arguments, environment=environment, folder=folder)
+    terminal = Terminal(arguments, environment=environment, folder=folder, program=program)
     try:
         yield terminal
     finally:

@@ -4,11 +4,13 @@ import asyncio
 import builtins
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,16 @@ from client.local_server import free_port, is_ready, local_server
 from client.screen import PlainScreen
 from tests.client.signals import speechlike, tone, write_wav
 from tests.client.stage import FRAME, Script, Stage, silence, staged
-from tests.client.terminal import Terminal, in_terminal
+from tests.client.terminal import PROGRAM, Terminal, in_terminal
 
 LONG_S = 60
+MAKES_UP_FOR_STOPS = ("-c", """
+from client import __main__, microphone, sound_card
+sound_card._LATE_S = microphone._PATIENCE_S = 1e9
+microphone._MOST_WAITING = 1000
+__main__.main()
+""")  # fmt: skip
+"""The program with a card that plays and hears everything, later, where a busy machine would make it skip."""
 
 
 @pytest.fixture
@@ -85,6 +94,12 @@ class Model:
             self.code = stage._socket.close_code
 
 
+def lost_ms(text: str) -> int:
+    """What the screen says: the server's losses, and what the client dropped itself where this machine stood still."""
+    found = re.search(r"lost (\d+) ms", text)
+    return int(found[1]) if found else 0
+
+
 async def in_thread(use: Any, *arguments: Any) -> Any:
     return await asyncio.to_thread(use, *arguments)
 
@@ -96,7 +111,7 @@ async def test_a_call_on_the_screen_from_the_first_word_to_ctrl_c(home: Path, mi
         terminal.until("The moon is round.")
         terminal.until(lambda text: "connected" in text and "adapter adapter-7" in text and "not kept" in text)
         terminal.until("01:05 barge in")
-        terminal.until(lambda text: "lag 240 ms" in text and "lost 160 ms" in text)
+        terminal.until(lambda text: "lag 240 ms" in text and lost_ms(text) >= 160)
         terminal.until(lambda text: "of them the model's" in text)
         terminal.until(lambda text: all(f"-{level}" in text for level in (17, 20)))
         terminal.press(" ")
@@ -157,8 +172,8 @@ async def test_consent_is_asked_once_in_the_terminal(home: Path, microphone: Pat
     assert [path.name for path in files(home)] == ["consent.json"]
 
 
-def run(arguments: list[str | Path], home: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "client", *map(str, arguments)]
+def run(arguments: list[str | Path], home: Path, program: Sequence[str] = PROGRAM) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *program, *map(str, arguments)]
     settings = os.environ | environment(home)
     return subprocess.run(
         command, capture_output=True, text=True, timeout=90, check=False, env=settings, stdin=subprocess.DEVNULL
@@ -170,7 +185,8 @@ async def test_without_a_terminal_it_talks_until_the_file_is_through(home: Path,
     model = Model()
     question = write_wav(tmp_path / "question.wav", tone(24000, level=0.2))
     async with staged(model.script) as url:
-        done = await in_thread(run, talk(url, question, "--record", tmp_path / "call.wav"), home)
+        arguments = talk(url, question, "--record", tmp_path / "call.wav")
+        done = await in_thread(run, arguments, home, MAKES_UP_FOR_STOPS)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "connected" in done.stderr
@@ -312,11 +328,13 @@ def test_a_program_that_is_stopped_for_a_while_and_goes_on(
 def test_no_word_of_a_call_is_written_anywhere(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logs at their most talkative, metrics, the server's data, the client's files: of question and answer nothing."""
     monkeypatch.setenv("DUOLOGUE_LOG_LEVEL", "debug")
+    for box in ("DUOLOGUE_INBOX_MS", "DUOLOGUE_OUTBOX_MS"):
+        monkeypatch.setenv(box, "60000")  # the question must be heard whole
     question = Path(__file__).parents[1] / "assets" / "speech" / "demo_2.opus"
     log, data = tmp_path / "server.log", tmp_path / "data"
     with local_server("mini", log=log, flags=["--slots", "1", "--data-dir", str(data)]) as url:
         arguments: list[str | Path] = ["talk", "--url", url, "--input", question, "--consent", "none", "--greedy"]
-        with in_terminal(arguments, environment=environment(home), folder=home) as terminal:
+        with in_terminal(arguments, environment=environment(home), folder=home, program=MAKES_UP_FOR_STOPS) as terminal:
             terminal.until(lambda text: "Paris" in text)
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             metrics = direct.open(f"http{url[2:]}/metrics").read()
