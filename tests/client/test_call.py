@@ -28,8 +28,11 @@ async def held(script: Script, sound: Samples, *, speed: float = 1.0, folder: Pa
 
 
 @pytest.mark.parametrize("delay", [0, 1, 3])
-async def test_both_sides_are_aligned_to_the_sample(tmp_path: Path, delay: int) -> None:
+async def test_both_sides_are_aligned_to_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delay: int
+) -> None:
     """Whatever the model's delay, its frame n stands beside the caller's frame n + 1."""
+    monkeypatch.setattr(call, "_USUALLY_BEHIND", min(delay, 1))  # frames 1.6 ms apart need not show it
     user, model = speechlike(20 * FRAME, seed=1), speechlike(20 * FRAME, seed=2)
     script = answering(lambda n: cut(model)[n], delay=delay, max_speed=50.0)
     report = await held(script, user, speed=50.0, folder=tmp_path)
@@ -44,7 +47,10 @@ async def test_both_sides_are_aligned_to_the_sample(tmp_path: Path, delay: int) 
     assert abs(lag_of(reply[FRAME:], model)) <= 1
 
 
-async def test_lost_sound_leaves_a_gap_and_what_follows_is_in_its_place(tmp_path: Path) -> None:
+async def test_lost_sound_leaves_a_gap_and_what_follows_is_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call, "_USUALLY_BEHIND", 0)
     model = cut(speechlike(20 * FRAME, seed=2))
 
     async def script(stage: Stage) -> None:
