@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from client.local_server import local_server
+from client.local_server import is_ready, local_server
 from server.journal import open_journal
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
@@ -146,6 +144,7 @@ def test_journal(clone: Path) -> None:
     assert re.search(r"^sessions +0$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.timeout(300)  # six interpreters load torch, one after another
 def test_make_bench(clone: Path) -> None:
     """The whole takes long; each benchmark runs at toy size in `tests/benchmarks`."""
     done = subprocess.run(
@@ -197,14 +196,6 @@ def wait_until_ready(port: int) -> None:
     while not is_ready(f"http://127.0.0.1:{port}/readyz"):
         assert time.monotonic() < deadline, "not ready within a minute"
         time.sleep(0.2)
-
-
-def is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, ConnectionError):
-        return False
 
 
 def test_pages_are_found_wherever_a_clone_lies(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_figures_are_kept_as_they_come(folder: Path, tmp_path: Path) -> None:
     """What a part gave before it was stopped stays."""
     options = gpu._parser().parse_args(["--checkpoint", str(folder), "--rows", "1", "--ages", "3", "--ticks", "1"])
     found = gpu._Found(rows={}, parts=[])
-    part = gpu.run_part("kernels", 1, options, found, limit_s=120)
+    part = gpu.run_part("kernels", 1, options, found, limit_s=280)
     assert (part.status, part.rows) == ("ok", 4), part.problem
     for line in ("not json", '{"row": {"name": 3}}', '{"other": 1}'):
         gpu._take(line, found)

@@ -41,10 +41,8 @@ def _steps(log: Path) -> list[int]:
 
 
 def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
+    while not path.exists():  # the test's timeout is the limit: stages have budgets of processor time
         assert process.poll() is None, "the recipe ended before it could be killed"
-        assert time.monotonic() < deadline, f"no {path.name}"
         time.sleep(0.05)
 
 
