@@ -8,6 +8,7 @@ the windows without.
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +41,8 @@ _RAMP_S: Final = 0.15
 _SETTLE_S: Final = 3.0
 _LATE_TO_ARRIVE_S: Final = 0.2
 _LOOK_S: Final = 0.05
+_PATIENCE_S: Final = 30.0
+"""For a page of the server's."""
 _STOP_S: Final = 2.0
 """For a learner to end by itself; nothing that it has made is wanted."""
 _PEER: Final = "without a learner"
@@ -159,7 +163,8 @@ def _take_turns(url: str, learner: Learner, given: argparse.Namespace) -> tuple[
         target=lambda: reports.append(load(url, callers=given.callers, seconds=lasts_s, ramp_s=ramp_s)), daemon=True
     )
     loading.start()
-    time.sleep(ramp_s + _SETTLE_S)
+    _await_calls(url, given.callers, loading)
+    time.sleep(_SETTLE_S)
     for number in range(2 * given.windows):
         learning = number % 4 in (0, 3)
         windows.append(_window(url, learner if learning else None, given.window_seconds))
@@ -171,6 +176,18 @@ def _take_turns(url: str, learner: Learner, given: argparse.Namespace) -> tuple[
         raise RuntimeError("the load could not be held")
     note(f"{learner.rounds} rounds were made to the end")
     return windows, reports[0]
+
+
+def _await_calls(url: str, callers: int, loading: threading.Thread) -> None:
+    """Wait until so many are served: a load's process may take long to begin. Its seconds count from then on."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    served = 0
+    while served < callers:
+        if not loading.is_alive():
+            raise RuntimeError(f"only {served} of {callers} callers were served")
+        time.sleep(_LOOK_S)
+        with direct.open(url.replace("ws://", "http://") + "/api/sessions", timeout=_PATIENCE_S) as response:
+            served = len(json.load(response)["sessions"])
 
 
 def _window(url: str, learner: Learner | None, seconds: float) -> Window:

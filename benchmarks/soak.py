@@ -131,7 +131,7 @@ def _wait_until_empty(url: str) -> int:
 
 def _sessions(url: str) -> int:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(url.replace("ws://", "http://") + "/api/sessions", timeout=10) as response:
+    with direct.open(url.replace("ws://", "http://") + "/api/sessions", timeout=_PARKED_S) as response:
         page = json.load(response)
     return len(page["sessions"] if isinstance(page, dict) else page)
 

@@ -68,7 +68,7 @@ def test_frame_step(run: Run) -> None:
 
 
 def test_delay(run: Run) -> None:
-    rows = run(delay, "--calls", "1", "--seconds", "0.5", "--click-seconds", "6")
+    rows = run(delay, "--calls", "1", "--seconds", "0.5", "--click-seconds", "12")
     for name, goal in (("added_delay_p50_ms", 120), ("server_added_delay_p50_ms", 30)):
         row = rows[name]
         assert row["value"] > 0

@@ -21,7 +21,7 @@ def test_two_runs_into_one_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(swap, "_SETTLE_S", 1.0)
-    monkeypatch.setattr(swap, "_ROLLBACK_S", 1.0)
+    monkeypatch.setattr(swap, "_ROLLBACK_S", 3.0)  # and with it the load
     checkpoint = str(write_tiny_checkpoint(tmp_path / "tiny", sample_rate=24000))
     into = tmp_path / "swaps.json"
 
