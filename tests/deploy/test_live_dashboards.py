@@ -156,19 +156,21 @@ def panels() -> list[Any]:
 
 
 def test_prometheus_scrapes_the_server_and_runs_the_rules(seen: tuple[Prometheus, float]) -> None:
-    prometheus, _ = seen
-    health = {each["labels"]["job"]: each["health"] for each in prometheus.get("targets")["activeTargets"]}
-    assert health == {"duologue": "up", "duologue-learner": "up", "prometheus": "up"}
+    prometheus, began = seen
+    targets = {each["labels"]["job"] for each in prometheus.get("targets")["activeTargets"]}
+    assert targets == {"duologue", "duologue-learner", "prometheus"}
+    for target in targets:  # of so many scrapes one may be slow, the last one included
+        (up,) = prometheus.values(f'up{{job="{target}"}}', since=began).values()
+        assert up.count(1.0) > 0.9 * len(up), target
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
     assert {rule["health"] for rule in rules} == {"ok"}
     firing = {
         alert["labels"]["alertname"] for alert in prometheus.get("alerts")["alerts"] if alert["state"] == "firing"
     }
-    # On a machine where others work, too, frames may be late; nothing else may be wrong. The rollback was real.
-    assert firing - {"DuologueFramesLateFast", "DuologueFramesLateSteady", "DuologueFramesLateSlow"} <= {
-        "DuologueAdapterRolledBack",
-        "DuologueOverrunsAfterSwap",
-    }
+    # On a machine where others work, too, frames may be late, or too many at once to be looked at; nothing else may be
+    # wrong. The rollback was real.
+    late = {"DuologueFramesLateFast", "DuologueFramesLateSteady", "DuologueFramesLateSlow", "DuologueSignalsSkipped"}
+    assert firing - late <= {"DuologueAdapterRolledBack", "DuologueOverrunsAfterSwap"}
     assert "DuologueAdapterRolledBack" in firing
 
 
