@@ -208,7 +208,7 @@ class _Line:
                 async with asyncio.timeout(_QUIET_S):
                     await self._news.wait()
             except TimeoutError:
-                quiet = True
+                quiet = not self._news.is_set()  # this process may have been held up longer than they were
         journey.answered_all = quiet or journey.unanswered == 0
 
     def _take(self, message: bytes) -> None:
