@@ -94,7 +94,7 @@ def test_ci_runs_the_rest() -> None:
 
 
 @pytest.mark.mini
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_make_demo(clone: Path) -> None:
     done = subprocess.run(MAKE_DEMO.split(), cwd=clone, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

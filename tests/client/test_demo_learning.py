@@ -90,3 +90,9 @@ def test_a_learner_that_fails_says_why(tmp_path: Path) -> None:
     """A journal in which nothing was kept: there is no round, and no silence about it."""
     with pytest.raises(ClientError, match="no round"):
         demo_learning._one_round(tmp_path, "no-such-checkpoint")
+
+
+def test_a_learner_that_gets_no_time_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_learning, "_ROUND_S", 0.01)
+    with pytest.raises(ClientError, match=r"no round in 0\.01 s: it computes when nothing else does"):
+        demo_learning._one_round(tmp_path, "mini")
