@@ -26,6 +26,7 @@ from recipes.mini import bank, codec, voices
 from recipes.mini.augment import noise, on_the_way
 from recipes.mini.codec import FRAME_SAMPLES
 from recipes.mini.pace import Pace, add_arguments
+from recipes.mini.precision import mixed
 from recipes.mini.spectra import mel_filters
 from recipes.mini.tokens import LEAD_FRAMES
 from recipes.mini.train_encoder import voice_weights
@@ -198,7 +199,7 @@ class Trainer:
 
     def update(self, codes: torch.Tensor, real: torch.Tensor, *, adversarial: bool) -> dict[str, float]:
         """One step on a batch; gives the loss terms."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed():
             made = self.sound(codes)
         made = made.float()[:, : real.shape[1]]
         figures = {}
@@ -219,7 +220,7 @@ class Trainer:
         return figures | {"distance": float(apart.detach())}
 
     def _train_judge(self, made: torch.Tensor, real: torch.Tensor) -> float:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed():
             real_scores, _ = self.judge(real)
             made_scores, _ = self.judge(made)
         margins = [F.relu(1 - s.float()).mean() for s in real_scores] + [
@@ -233,7 +234,7 @@ class Trainer:
 
     def _against_judge(self, made: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.judge.requires_grad_(False)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed():
             scores, hidden = self.judge(made)
             with torch.no_grad():
                 _, wanted = self.judge(real)
@@ -270,7 +271,7 @@ def train(arguments: argparse.Namespace) -> None:
         figures = trainer.update(*pairs.batch(), adversarial=pace.spent_s / 60 > arguments.adversarial_from)
         due = pace.tick()
         trainer.step, trainer.elapsed_s = trainer.step + 1, pace.spent_s
-        if trainer.step % arguments.report_steps == 0:
+        if trainer.step % arguments.report_steps == 0 or pace.done >= 1:
             row = {"step": trainer.step, "minutes": pace.spent_s / 60} | figures
             with (trainer.out / "decoder.jsonl").open("a") as log:
                 log.write(json.dumps({k: round(v, 4) for k, v in row.items()}) + "\n")

@@ -26,6 +26,7 @@ from recipes.mini import bank, codec, voices
 from recipes.mini.align import PHONES
 from recipes.mini.crops import LABEL_TIMES_S, Batch, Crops, prefetched
 from recipes.mini.pace import Pace, add_arguments
+from recipes.mini.precision import mixed
 from recipes.mini.spectra import FrameSpectra
 from recipes.mini.vq import StraightThrough, kmeans, residual_kmeans, write_codebook
 
@@ -184,7 +185,7 @@ def train(arguments: argparse.Namespace) -> None:
         codec.scale_to_unit(trainer.mimi, torch.from_numpy(crops.batch(16).heard))
     unheard = bank.present(arguments.bank, voices.HELDOUT)
     held = Crops(arguments.bank, dict.fromkeys(unheard, 1.0), frames=FRAMES, seed=9, augment=False)
-    while pace.done < 1:
+    while pace.done < 1 or trainer.quantiser is None:  # where a step takes long, none may have come after VQ_FROM
         if pace.done > VQ_FROM and trainer.quantiser is None:
             points = trainer.semantic_points(crops, int(arguments.fit_batches * 0.4))
             trainer.quantiser = StraightThrough(kmeans(points, codec.BINS))
@@ -194,7 +195,7 @@ def train(arguments: argparse.Namespace) -> None:
         found = _step(trainer, next(batches), pace.done)
         due = pace.tick()
         trainer.step, trainer.elapsed_s = trainer.step + 1, pace.spent_s
-        if trainer.step % arguments.report_steps == 0:
+        if trainer.step % arguments.report_steps == 0 or pace.done >= 1:
             _report(trainer, found, held)
         if due:
             trainer.save()
@@ -214,7 +215,7 @@ def _step(trainer: Trainer, batch: Batch, done: float) -> Losses:
     for group in trainer.optimizer.param_groups:
         group["lr"] = rate
     heard, clean, phones = (torch.from_numpy(x) for x in (batch.heard, batch.clean, batch.phones))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with mixed():
         found = trainer.losses(heard, clean, phones)
     trainer.optimizer.zero_grad(set_to_none=True)
     found.total().backward()

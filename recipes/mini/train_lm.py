@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from recipes.mini import lm as language_model
 from recipes.mini.codec import N_Q
 from recipes.mini.pace import Pace, add_arguments
+from recipes.mini.precision import mixed
 from recipes.mini.text import PADDING
 from recipes.mini.tokens import heard_vocabulary
 
@@ -193,7 +194,7 @@ def train(arguments: argparse.Namespace) -> None:
                 smooth[key] = 0.95 * smooth.get(key, value) + 0.05 * value
         due = pace.tick()
         trainer.step, trainer.elapsed_s = trainer.step + 1, pace.spent_s
-        if trainer.step % arguments.report_steps == 0:
+        if trainer.step % arguments.report_steps == 0 or pace.done >= 1:
             row = {"step": trainer.step, "minutes": pace.spent_s / 60, "frames": codes.shape[2]} | smooth
             with (trainer.out / "lm.jsonl").open("a") as log:
                 log.write(json.dumps({k: round(v, 4) for k, v in row.items()}) + "\n")
@@ -209,7 +210,7 @@ def _step(trainer: Trainer, codes: torch.Tensor, heard: torch.Tensor, peak: floa
     rate = peak * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
     for group in trainer.optimizer.param_groups:
         group["lr"] = rate
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with mixed():
         found = trainer.losses(codes, heard)
     total = found["text"] + found["audio"] + 0.5 * found["heard"]
     trainer.optimizer.zero_grad(set_to_none=True)
