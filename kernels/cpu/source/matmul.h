@@ -14,8 +14,8 @@
 
 #define CHUNK 128
 
-INLINE lanes weights(const void *w, int bf16, int64_t at) {
-    return bf16 ? load_bf16((const uint16_t *)w + at) : load((const float *)w + at);
+INLINE piece weights(const void *w, int bf16, int64_t at) {
+    return bf16 ? load_piece_bf16((const uint16_t *)w + at) : load_piece((const float *)w + at);
 }
 
 #define MOST_ROWS 8
@@ -24,7 +24,7 @@ INLINE lanes weights(const void *w, int bf16, int64_t at) {
 /* `rows`, `panels` and `bf16` are constants wherever this is used, so the sums stay in registers. */
 INLINE void tile(const op *o, const float *const *x, float *const *y, int panel, const int rows, const int panels,
                  const int bf16) {
-    lanes sum[MOST_ROWS][MOST_PANELS];
+    piece sum[MOST_ROWS][MOST_PANELS * PIECES];
     const int64_t panel_size = (int64_t)o->in * LANES;
     const int64_t first = panel * panel_size;
     const float *bias = o->w2;
@@ -34,22 +34,27 @@ INLINE void tile(const op *o, const float *const *x, float *const *y, int panel,
 #pragma GCC unroll 8
     for (int p = 0; p < panels; p++) {
         const int left = o->out - (panel + p) * LANES;
-        lanes start = {0};
-        if (bias) start = left >= LANES ? load(bias + (panel + p) * LANES) : load_some(bias + (panel + p) * LANES, left);
+        float start[LANES] = {0};
+        if (bias) memcpy(start, bias + (panel + p) * LANES, sizeof(float) * (size_t)(left >= LANES ? LANES : left));
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) sum[r][p] = start;
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int h = 0; h < PIECES; h++) sum[r][p * PIECES + h] = load_piece(start + h * PIECE);
     }
     const int in = o->in;
     const void *w = o->w;
     for (int i = 0; i < in; i++) {
-        lanes column[MOST_PANELS];
+        piece column[MOST_PANELS * PIECES];
 #pragma GCC unroll 8
-        for (int p = 0; p < panels; p++) column[p] = weights(w, bf16, first + p * panel_size + (int64_t)i * LANES);
+        for (int p = 0; p < panels; p++)
+#pragma GCC unroll 4
+            for (int h = 0; h < PIECES; h++)
+                column[p * PIECES + h] = weights(w, bf16, first + p * panel_size + (int64_t)i * LANES + h * PIECE);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
-            const lanes value = every(from[r][i]);
-#pragma GCC unroll 8
-            for (int p = 0; p < panels; p++) sum[r][p] += column[p] * value;
+            const piece value = from[r][i] - (piece){0};
+#pragma GCC unroll 16
+            for (int q = 0; q < panels * PIECES; q++) sum[r][q] += column[q] * value;
         }
     }
 #pragma GCC unroll 8
@@ -58,12 +63,16 @@ INLINE void tile(const op *o, const float *const *x, float *const *y, int panel,
         for (int p = 0; p < panels; p++) {
             float *to = y[r] + (panel + p) * LANES;
             const int left = o->out - (panel + p) * LANES;
+            float made[LANES];
+#pragma GCC unroll 4
+            for (int h = 0; h < PIECES; h++) *(piece *)(made + h * PIECE) = sum[r][p * PIECES + h];
+            lanes whole = load(made);
             if (left >= LANES) {
-                if (o->add) sum[r][p] += load(to);
-                store(to, sum[r][p]);
+                if (o->add) whole += load(to);
+                store(to, whole);
             } else {
-                if (o->add) sum[r][p] += load_some(to, left);
-                store_some(to, sum[r][p], left);
+                if (o->add) whole += load_some(to, left);
+                store_some(to, whole, left);
             }
         }
 }
@@ -75,11 +84,11 @@ INLINE void tile(const op *o, const float *const *x, float *const *y, int panel,
         else                                                                                                         \
             tile(o, x + r, y + r, panel, R, P, 0);
 
-#ifdef __AVX512F__ /* 32 registers of sixteen floats */
-#define TALL 8
+#if PIECE == 16 /* 32 registers: the sums of eight rows and two panels */
+#define HIGH 8
 #define WIDE 8
-#else /* 16 or 32 registers of eight or four */
-#define TALL 4
+#else /* 16 registers of eight, or more of four: the sums of four rows and one panel */
+#define HIGH 4
 #define WIDE 4
 #endif
 
@@ -91,16 +100,18 @@ static void chunk_matmul(const op *o, const float *const *x, float *const *y, in
             int r = 0;
             TILES(1, WIDE)
         }
+#if PIECE == 16
     for (; panels - panel >= 2; panel += 2) {
         int r = 0;
-        TILES(TALL, 2)
+        TILES(HIGH, 2)
         TILES(4, 2)
         TILES(2, 2)
         TILES(1, 2)
     }
+#endif
     for (; panel < panels; panel++) {
         int r = 0;
-        TILES(8, 1)
+        TILES(HIGH, 1)
         TILES(4, 1)
         TILES(2, 1)
         TILES(1, 1)

@@ -1,6 +1,7 @@
 /* Sixteen floats at a time, in the vector extension that gcc and clang share, and the functions they need.
  *
- * Nothing here depends on the width of the machine's registers: the compiler splits a vector where it must. */
+ * Nothing here depends on the width of the machine's registers: the compiler splits a vector where it must. But it keeps
+ * one that it has split in memory, so what stays in registers for long is made of `piece`s, which are as wide as those. */
 #ifndef DUOLOGUE_VECTOR_H
 #define DUOLOGUE_VECTOR_H
 
@@ -19,6 +20,19 @@ typedef int32_t lanes_i __attribute__((vector_size(4 * LANES), aligned(4), may_a
 typedef uint32_t lanes_u __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t lanes_h __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
+#if defined __AVX512F__
+#define PIECE 16
+#elif defined __AVX__
+#define PIECE 8
+#else
+#define PIECE 4
+#endif
+#define PIECES (LANES / PIECE)
+
+typedef float piece __attribute__((vector_size(4 * PIECE), aligned(4), may_alias));
+typedef uint32_t piece_u __attribute__((vector_size(4 * PIECE), aligned(4), may_alias));
+typedef uint16_t piece_h __attribute__((vector_size(2 * PIECE), aligned(2), may_alias));
+
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE lanes load(const float *from) { return *(const lanes *)from; }
@@ -31,6 +45,13 @@ INLINE lanes load_bf16(const uint16_t *from) {
     return (lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)from)), 16);
 #endif
     return (lanes)(__builtin_convertvector(*(const lanes_h *)from, lanes_u) << 16);
+}
+INLINE piece load_piece(const float *from) { return *(const piece *)from; }
+INLINE piece load_piece_bf16(const uint16_t *from) {
+#ifdef __AVX512F__
+    return (piece)load_bf16(from);
+#endif
+    return (piece)(__builtin_convertvector(*(const piece_h *)from, piece_u) << 16);
 }
 INLINE float from_bf16(uint16_t x) {
     uint32_t bits = (uint32_t)x << 16;
