@@ -7,12 +7,16 @@ then would outlive it.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from sqlalchemy import Connection, Engine, select
 
 from server.journal import schema
 
 __all__ = ["hold", "writing"]
+
+_AT_ONCE: Final = 10_000
+"""Databases take some ten thousands of values in one statement."""
 
 
 @contextmanager
@@ -29,6 +33,9 @@ def hold(connection: Connection, sessions: Iterable[str]) -> frozenset[str]:
 
     Who also locks adapters does so afterwards, as deleting does: otherwise two could wait for each other.
     """
-    table = schema.sessions
-    query = select(table.c.id).where(table.c.id.in_(set(sessions))).order_by(table.c.id).with_for_update()
-    return frozenset(connection.scalars(query))
+    ids, table = sorted(set(sessions)), schema.sessions
+    there: set[str] = set()
+    for first in range(0, len(ids), _AT_ONCE):
+        some = table.c.id.in_(ids[first : first + _AT_ONCE])
+        there.update(connection.scalars(select(table.c.id).where(some).order_by(table.c.id).with_for_update()))
+    return frozenset(there)

@@ -163,6 +163,11 @@ def test_a_rollback_brings_the_last_one_back(registry: AdapterRegistry) -> None:
         registry.roll_back("one", reason="again")
 
 
+def test_an_adapter_may_have_learned_from_more_calls_than_a_statement_takes(registry: AdapterRegistry) -> None:
+    registry.add(row("one"), sessions=(f"{number:032x}" for number in range(70_000)))
+    assert len(registry.sessions_of("one")) == 70_000
+
+
 def test_a_deleted_call_withdraws_what_learned_from_it(journal: Journal, registry: AdapterRegistry) -> None:
     record(journal, ["a", "b"], 3)
     registry.add(row("one"), sessions=["a"])
