@@ -8,7 +8,6 @@ the windows without.
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -16,7 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +25,7 @@ import numpy as np
 
 from benchmarks.random_pairs import random_pairs
 from benchmarks.report import Row, compare, note, parser, publish
-from benchmarks.servers import checkpoint_folder
+from benchmarks.servers import callers_served, checkpoint_folder
 from benchmarks.swap_recorded import read_recordings, recorded_server
 from benchmarks.trial import answered_and_late, load
 from client.load.report import LoadReport
@@ -41,8 +39,6 @@ _RAMP_S: Final = 0.15
 _SETTLE_S: Final = 3.0
 _LATE_TO_ARRIVE_S: Final = 0.2
 _LOOK_S: Final = 0.05
-_PATIENCE_S: Final = 30.0
-"""For a page of the server's."""
 _STOP_S: Final = 2.0
 """For a learner to end by itself; nothing that it has made is wanted."""
 _PEER: Final = "without a learner"
@@ -180,14 +176,10 @@ def _take_turns(url: str, learner: Learner, given: argparse.Namespace) -> tuple[
 
 def _await_calls(url: str, callers: int, loading: threading.Thread) -> None:
     """Wait until so many are served: a load's process may take long to begin. Its seconds count from then on."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    served = 0
-    while served < callers:
+    while (served := callers_served(url)) < callers:
         if not loading.is_alive():
             raise RuntimeError(f"only {served} of {callers} callers were served")
         time.sleep(_LOOK_S)
-        with direct.open(url.replace("ws://", "http://") + "/api/sessions", timeout=_PATIENCE_S) as response:
-            served = len(json.load(response)["sessions"])
 
 
 def _window(url: str, learner: Learner | None, seconds: float) -> Window:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,10 @@ from benchmarks.report import this_machine
 from client.errors import UnreachableError
 from client.local_server import free_port, is_ready, stop
 
-__all__ = ["Running", "checkpoint_folder", "our_server", "stock_server"]
+__all__ = ["Running", "callers_served", "checkpoint_folder", "our_server", "stock_server"]
 
 _READY_S: Final = 120.0
+_PAGE_S: Final = 60.0
 _POLL_S: Final = 0.1
 _LOG_LINES: Final = 15
 _ROOT: Final = Path(__file__).parents[1]
@@ -34,6 +36,13 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     ready_s: float
     """From the start of the process until it took calls."""
+
+
+def callers_served(url: str) -> int:
+    """Ask our server how many calls it has."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url.replace("ws://", "http://") + "/api/sessions", timeout=_PAGE_S) as response:
+        return len(json.load(response)["sessions"])
 
 
 def checkpoint_folder(checkpoint: str) -> Path:

@@ -4,13 +4,11 @@ The server is ours, the callers are `duologue load`'s. Meanwhile the server's re
 when all have left and nothing is kept for those who vanished, as many callers as there are slots must all be served.
 """
 
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -18,7 +16,7 @@ from typing import Final
 import msgspec
 
 from benchmarks.report import Row, compare, note, parser, publish
-from benchmarks.servers import Running, our_server
+from benchmarks.servers import Running, callers_served, our_server
 from benchmarks.trial import load, settle
 from client.load.report import LoadReport, Second
 
@@ -124,16 +122,9 @@ def _resident_mb(pid: int) -> list[float]:
 def _wait_until_empty(url: str) -> int:
     """Wait until no call is left, at most as long as one may be kept. Returns how many are."""
     deadline = time.monotonic() + _PARKED_S
-    while (left := _sessions(url)) and time.monotonic() < deadline:
+    while (left := callers_served(url)) and time.monotonic() < deadline:
         time.sleep(_SAMPLE_S)
     return left
-
-
-def _sessions(url: str) -> int:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(url.replace("ws://", "http://") + "/api/sessions", timeout=_PARKED_S) as response:
-        page = json.load(response)
-    return len(page["sessions"] if isinstance(page, dict) else page)
 
 
 def _halves(series: Sequence[Second]) -> tuple[float, float]:
